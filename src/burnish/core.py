@@ -1,0 +1,171 @@
+"""The interfaces a recipe plugs together. None of them implements anything; concrete classes are final.
+
+A component is its settings: a frozen dataclass in a file of its own, found by its file name. Policies and rewards are
+loaded from theirs (`load`), because a model is heavy and its settings are not.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Generic, Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burnish.formulas.noise import Noise
+from burnish.types import Batch, Loss, Prompt, Rollout, Scores, TokenPlan
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A second set of the trainable weights, kept beside the live one."""
+
+    decay: float | None = None  # None: stays as it was at the start; d: copy <- d copy + (1 - d) live after each update
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective asks of a run. Nothing else asks which algorithm is running."""
+
+    draw_from: str = "live"  # weights that draw the samples: "live" or the name of a copy
+    copies: Mapping[str, Copy] = field(default_factory=dict)
+    anchor: Literal["behaviour", "recomputed"] = "behaviour"  # ratios against the law drawn from, or the trained law before the update
+    reward_gradient: bool = False  # the reward is differentiated
+    whole_groups: bool = False  # a micro-batch must not split a group
+
+
+class Policy(ABC):
+    """A distribution over pictures that can be drawn from, scored and changed."""
+
+    @abstractmethod
+    def sample(self, prompts: Sequence[Prompt], plan: TokenPlan, noise: Noise) -> Rollout:
+        """Draw one sample for every prompt (equal prompts may repeat), recording the log-probability of the law drawn from.
+
+        `group` of the result numbers the distinct prompts. No gradient is recorded.
+        """
+
+    @abstractmethod
+    def logp(self, rollout: Rollout) -> Float[Tensor, "b k"]:
+        """Log-probability, nats, of the decisions of `rollout` under `rollout.plan.law` and the weights in use now."""
+
+    @abstractmethod
+    def parameters(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
+        """The live trainable weights, with their names."""
+
+    @abstractmethod
+    def keep(self, copies: Mapping[str, Copy]) -> None:
+        """Keep these copies of the trainable weights from now on, equal to the live ones at this moment."""
+
+    @abstractmethod
+    def using(self, copy: str) -> AbstractContextManager[None]:
+        """Work with another copy of the weights inside the block ("live" changes nothing)."""
+
+    @abstractmethod
+    def advance(self) -> None:
+        """Move the averaged copies one step towards the live weights. Called once after every optimiser update."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Trainable weights and copies by name, all that is needed to go on. Untrained weights are not in it."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`. Raises ValueError that names a missing, surplus or misshapen entry."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write the model with its live weights in its released format, loadable as `weights: folder`."""
+
+
+class PolicySpec(ABC):
+    """The settings of a policy: what a recipe names under `policy`."""
+
+    @abstractmethod
+    def load(self, device: torch.device) -> Policy:
+        """Read the weights. Raises ValueError, naming file and key, for weights that do not fit."""
+
+
+class Planner(ABC):
+    """Writes the plan of every step."""
+
+    @abstractmethod
+    def at(self, step: int) -> TokenPlan: ...
+
+
+class Scorer(ABC):
+    """A loaded reward."""
+
+    @abstractmethod
+    def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Scores:
+        """Score pictures in [0, 1]. A score that cannot be computed is invalid, with a note; it is never 0."""
+
+
+class Reward(ABC):
+    """The settings of a reward: what a recipe names under `reward`."""
+
+    differentiable: ClassVar[bool] = False  # the scorer passes gradients from its total to the pictures
+
+    @abstractmethod
+    def load(self, device: torch.device) -> Scorer: ...
+
+
+class Advantage(ABC):
+    """Turns scores into weights on samples, or on their decisions."""
+
+    reads_reference: ClassVar[bool] = False  # uses rollout.reference, so the reference copy must be kept
+
+    @abstractmethod
+    def __call__(self, scores: Scores, rollout: Rollout) -> Float[Tensor, " b"] | Float[Tensor, "b k"]:
+        """Advantage of every sample (b) or decision (b, k); 0 where the score is invalid."""
+
+
+P = TypeVar("P", bound=Policy)
+
+
+class Objective(ABC, Generic[P]):
+    """A loss whose gradient improves the policy. `Objective[P]` says in its type which policies it accepts."""
+
+    @abstractmethod
+    def needs(self) -> Needs: ...
+
+    @abstractmethod
+    def loss(self, batch: Batch, policy: P, reward: Scorer) -> Loss:
+        """Sum over the kept samples of the batch, with the count it is to be divided by."""
+
+
+class Source(ABC):
+    """Where the samples of a step come from. A function of (seed, step): it has no position to lose."""
+
+    @abstractmethod
+    def draw(self, policy: Policy, step: int, seed: int, attempt: int = 0) -> Rollout:
+        """The rollout of a step. `attempt` above 0 asks for other samples of the same step (refilling)."""
+
+    @abstractmethod
+    def prompts_at(self, step: int, seed: int) -> Sequence[Prompt]:
+        """The distinct prompts of a step, without drawing."""
+
+    @abstractmethod
+    def plan_at(self, step: int) -> TokenPlan:
+        """The plan of a step, without drawing."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One pass of a suite. `values` holds one row a sample, so that two passes can be compared in pairs."""
+
+    metrics: Mapping[str, float]  # name -> value over all samples
+    values: Mapping[str, Float[Tensor, " n"]]  # name -> value of each sample; NaN where it could not be computed
+    prompts: tuple[Prompt, ...]  # of each sample
+    media: Float[Tensor, "n c h w"]
+
+
+class Suite(ABC):
+    """A fixed set of questions asked of a policy: same prompts, same noise, every time."""
+
+    @abstractmethod
+    def run(self, policy: Policy, reward: Scorer | None, seed: int) -> Evaluation: ...

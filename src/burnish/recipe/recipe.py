@@ -1,0 +1,47 @@
+"""A recipe: everything that decides what a run does. YAML and Python are the same object (`decode` and `encode`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from burnish.core import Advantage, Objective, PolicySpec, Reward, Source, Suite
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW, and how a rollout is cut into updates."""
+
+    lr: float = 1e-5  # learning rate after warm-up
+    betas: tuple[float, float] = (0.9, 0.999)  # decay of the moment averages
+    eps: float = 1e-8  # added to the denominator of the update
+    weight_decay: float = 0.0  # decoupled weight decay
+    clip_norm: float = 1.0  # largest norm of the gradient of one update; 0 does not clip
+    warmup: int = 0  # updates over which the learning rate rises from 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after warm-up, down to 0 at the last step
+    epochs: int = 1  # passes over each rollout
+    minibatches: int = 1  # updates in one pass; each takes an equal share of the samples
+    micro: int = 0  # samples in one forward pass; 0 takes the whole minibatch. Changes memory, not the update
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run does: which samples it draws, what it makes of them, and when it looks at itself."""
+
+    policy: PolicySpec
+    source: Source
+    reward: Reward
+    objective: Objective
+    advantage: Advantage
+    steps: int  # updates of the outer loop: draw, score, weigh, update
+    optim: Optim = field(default_factory=Optim)
+    seed: int = 0  # of everything random in the run
+    flat_groups: Literal["keep", "drop", "refill"] = "keep"  # groups whose scores are all equal: count in the loss, do not, or are replaced by new draws
+    measures: Mapping[str, Reward] = field(default_factory=dict)  # scored and reported, never trained on
+    suites: Mapping[str, Suite] = field(default_factory=dict)  # run before the first step, every `evaluate_every` and at the end
+    evaluate_every: int = 0  # steps between evaluations; 0 evaluates before and after only
+    checkpoint_every: int = 50  # steps between checkpoints; one is always written at the end
+    keep_checkpoints: int = 2  # older ones are removed
+    samples_every: int = 10  # steps between saved sample grids
+    device: str = "auto"  # auto takes the accelerator if there is one

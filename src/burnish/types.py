@@ -1,0 +1,168 @@
+"""The records that flow through a run: prompts -> rollout -> scores -> batch -> loss.
+
+Every record is frozen. A stage returns a new one (`dataclasses.replace`) and never edits the one it was given.
+Letters in shapes: `b` samples, `k` decisions of one sample (tokens, denoising steps), `c h w` a picture.
+Log-probabilities are in nats. Pictures are float in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Law = Literal["sampled", "conditional", "guided", "tempered"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked for."""
+
+    id: str
+    text: str
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what a rule may check: class id, objects and counts, text
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """How one rollout of tokens is drawn. Written by a planner each step, and stored in the rollout it drew."""
+
+    group: int = 8  # samples drawn for each prompt and compared with one another
+    guidance: float = 1.0  # w in u + w (c - u), c conditional and u unconditional logits; 1 is no guidance
+    temperature: float = 1.0  # logits are divided by it before filtering
+    top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
+    top_p: float = 1.0  # keep the smallest set of tokens whose mass reaches p; 1 keeps all
+    law: Law = "sampled"  # whose log-probability `policy.logp` recomputes and training changes
+    detach_null: bool = False  # stop the gradient through the unconditional branch
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Discrete decisions, in the order they were taken."""
+
+    ids: Int[Tensor, "b k"]
+    logp: Float[Tensor, "b k"]  # nats, recorded while drawing: of the law that was sampled from, whatever plan.law says
+    weight: Float[Tensor, "b k"]  # 1 on decisions that are trained, 0 on padding
+    round: Int[Tensor, "b k"]  # decisions of one round were taken together: raster 0..k-1, next-scale the scale, ...
+    entropy: Float[Tensor, "b k"]  # nats, of the law that was sampled from
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Drawn samples, and everything needed to recompute how likely they were."""
+
+    prompts: tuple[Prompt, ...]
+    group: Int[Tensor, " b"]  # samples with an equal number answer one prompt and are compared with one another
+    decisions: tuple[Tokens, ...]  # one image is one entry; a thought and then an image are two
+    media: Float[Tensor, "b c h w"]  # in [0, 1]
+    plan: TokenPlan
+    ids: tuple[int, ...]  # keys of the noise, unique within the step
+    anchor: Float[Tensor, "b k"] | None = None  # log-probability that ratios are taken against; None: the recorded one
+    reference: Float[Tensor, "b k"] | None = None  # log-probability under the reference weights, where something needs it
+
+    @property
+    def logp(self) -> Float[Tensor, "b k"]:
+        """Log-probabilities recorded while drawing, of all decisions in a row."""
+        return torch.cat([d.logp for d in self.decisions], 1)
+
+    @property
+    def weight(self) -> Float[Tensor, "b k"]:
+        return torch.cat([d.weight for d in self.decisions], 1)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the samples are worth. A score that could not be computed is NaN and `valid` is False there; never 0."""
+
+    total: Float[Tensor, " b"]
+    parts: Mapping[str, Float[Tensor, " b"]]  # named components, before weighting
+    valid: Bool[Tensor, " b"]
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # per part, a word on each sample ("" for none)
+
+    @staticmethod
+    def of(name: str, values: Float[Tensor, " b"], notes: Sequence[str] | None = None) -> Scores:
+        """Scores of a single part. Values that are not finite are invalid."""
+        values = values.detach() if not values.requires_grad else values
+        valid = torch.isfinite(values.detach())
+        values = torch.where(valid, values, torch.full_like(values, torch.nan))
+        return Scores(values, {name: values}, valid, {name: tuple(notes)} if notes is not None else {})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an objective sees."""
+
+    rollout: Rollout
+    scores: Scores
+    advantage: Float[Tensor, " b"] | Float[Tensor, "b k"]  # 0 where a score is invalid
+    keep: Bool[Tensor, " b"]  # samples that count in the loss: a valid score, and a group that was not dropped
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean that has not been divided yet, so that any split of a batch gives the same value."""
+
+    total: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sum and the number of things summed. The learner divides once, over micro-batches and ranks."""
+
+    total: Float[Tensor, ""]
+    count: Float[Tensor, ""]
+    metrics: Mapping[str, Mean] = field(default_factory=dict)
+
+
+R = TypeVar("R")
+
+
+def take(record: R, index: Int[Tensor, " n"]) -> R:
+    """The samples `index` of a record, in that order. Prompts, tensors and nested records are indexed alike."""
+    return _rows(record, index)
+
+
+def _rows(value: Any, index: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value[index.to(value.device)]
+    if isinstance(value, tuple):
+        if value and is_dataclass(value[0]) and not isinstance(value[0], Prompt):
+            return tuple(_rows(v, index) for v in value)
+        return tuple(value[i] for i in index.tolist())
+    if isinstance(value, Mapping):
+        return {name: _rows(v, index) for name, v in value.items()}
+    if isinstance(value, (Rollout, Tokens, Scores, Batch)):
+        return replace(value, **{f.name: _rows(getattr(value, f.name), index) for f in fields(value)})
+    return value
+
+
+def concatenate(records: Sequence[R]) -> R:
+    """Records of several draws as one. They must share their plan; a field that is None in one is None in all."""
+    if not records:
+        raise ValueError("concatenate needs at least one record")
+    return _joined(list(records))
+
+
+def _joined(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(values)
+    if isinstance(first, tuple):
+        if first and is_dataclass(first[0]) and not isinstance(first[0], Prompt):
+            return tuple(_joined(list(same)) for same in zip(*values, strict=True))
+        return tuple(item for value in values for item in value)
+    if isinstance(first, Mapping):
+        return {name: _joined([v[name] for v in values]) for name in first}
+    if isinstance(first, (Rollout, Tokens, Scores, Batch)):
+        return replace(first, **{f.name: _joined([getattr(v, f.name) for v in values]) for f in fields(first)})
+    if any(value != first for value in values):
+        raise ValueError(f"cannot join records drawn differently: {first} and {next(v for v in values if v != first)}")
+    return first
