@@ -1,0 +1,334 @@
+"""LlamaGen's GPT over image tokens. Sun et al. 2024, arXiv:2406.06525; sections 5.2 and 6.3 of the notes.
+
+A sequence is a prefix (one class slot, or 120 caption slots) and then the image's tokens, row by row. The released
+network multiplies queries and keys of the *prefix* by zero (its rotary table holds cos = sin = 0 there). Three things
+follow, and this file is built on them; each is exact, none is an approximation:
+
+1. A prefix slot attends to all visible slots before it equally: its attention is a running mean of values.
+2. An image token gives every visible prefix slot the score 0. All of them together act like ONE slot whose value is
+   the mean of theirs and whose score is the log of their number. So caches and attention hold one slot, not 120.
+3. The prefix never depends on the image, so it is computed once for each distinct prompt, and its samples share it.
+
+The head has no bias, hence guidance commutes with it: head(u + w (c - u)) = head(u) + w (head(c) - head(u)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of a network."""
+
+    dim: int = 768
+    layers: int = 12
+    heads: int = 12
+    vocabulary: int = 16384
+    classes: int = 1000  # of a class-conditional model, whose table holds one more row: no class
+    caption_dim: int = 0  # width of the caption features of a text-conditional model; 0 for a class-conditional one
+    caption_length: int = 120  # slots of the caption
+
+    @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layer: 8/3 dim, rounded up to a multiple of 256."""
+        return -(-int(8 * self.dim / 3) // 256) * 256
+
+    @property
+    def prefix(self) -> int:
+        return self.caption_length if self.caption_dim else 1
+
+
+def released_gpt(size: str, text: bool) -> GPTConfig:
+    """Shape of a released size: B, L, XL, XXL, XXXL, 1B, 3B, 7B."""
+    if size not in SIZES:
+        raise ValueError(f"no LlamaGen of size '{size}' (choices: {', '.join(SIZES)})")
+    layers, heads, dim = SIZES[size]
+    return GPTConfig(dim=dim, layers=layers, heads=heads, caption_dim=2048 if text else 0)
+
+
+SIZES = {
+    "B": (12, 12, 768),
+    "L": (24, 16, 1024),
+    "XL": (36, 20, 1280),
+    "XXL": (48, 24, 1536),
+    "XXXL": (48, 40, 2560),
+    "1B": (22, 32, 2048),
+    "3B": (24, 32, 3200),
+    "7B": (32, 32, 4096),
+}
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the image tokens see of the prefixes of `p` prompts."""
+
+    value: tuple[Float[Tensor, "p heads d"], ...]  # per layer, the mean value of the visible slots
+    score: Float[Tensor, " p"]  # log of the number of visible slots
+    last: Float[Tensor, "p dim"]  # output of the last slot, which predicts token 0
+
+    def take(self, rows: Int[Tensor, " b"]) -> Prefix:
+        """The prefixes of `b` samples, of which many may share one."""
+        return Prefix(tuple(v[rows] for v in self.value), self.score[rows], self.last[rows])
+
+    @staticmethod
+    def concatenate(parts: Sequence[Prefix]) -> Prefix:
+        values = tuple(torch.cat(same) for same in zip(*(p.value for p in parts), strict=True))
+        return Prefix(values, torch.cat([p.score for p in parts]), torch.cat([p.last for p in parts]))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32, cast back, then times a weight."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+
+    def prefix(self, x: Float[Tensor, "p t dim"], visible: Bool[Tensor, "p t"]) -> tuple[Tensor, Tensor]:
+        """Output of the prefix slots, and the mean value of the visible ones. Queries and keys are zero here."""
+        v = F.linear(x, self.wqkv.weight[2 * x.shape[-1] :])
+        count = visible.cumsum(1).unsqueeze(-1)
+        mean = (v * visible.unsqueeze(-1)).cumsum(1, dtype=torch.float32) / count.clamp(min=1)
+        mixed = torch.where(count > 0, mean.to(v.dtype), v)  # a padding slot before the caption sees itself alone
+        return self.wo(mixed), mixed[:, -1].unflatten(-1, (self.heads, -1))
+
+    def all(self, x: Tensor, rope: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of all tokens at once. Slot 0 of the keys stands for the prefix; its query is never read."""
+        q, k, v = self._qkv(x)
+        q, k = rotate(q, rope), rotate(k, rope)
+        v = torch.cat([value.unsqueeze(1).to(v.dtype), v], 1)
+        q, k = F.pad(q, (0, 0, 0, 0, 1, 0)), F.pad(k, (0, 0, 0, 0, 1, 0))
+        mixed = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None
+        )
+        return self.wo(mixed.transpose(1, 2)[:, 1:].flatten(2))
+
+    def next(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, slot: int, bias: Tensor | None) -> Tensor:
+        """Attention of one token, which is written into the cache at `slot`."""
+        q, k, v = self._qkv(x)
+        keys[:, :, slot] = rotate(k, rope)
+        values[:, :, slot] = v
+        seen = slice(0, slot + 1)
+        mixed = F.scaled_dot_product_attention(
+            rotate(q, rope).unsqueeze(2).to(keys.dtype),
+            keys[:, :, seen],
+            values[:, :, seen],
+            attn_mask=None if bias is None else bias[..., seen],
+        )
+        return self.wo(mixed.flatten(1))
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.wqkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return q, k, v
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden, bias=False)
+        self.w2 = nn.Linear(config.hidden, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim)
+        self.ffn_norm = RMSNorm(config.dim)
+
+    def prefix(self, x: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, value = self.attention.prefix(self.attention_norm(x), visible)
+        return self._feed(x + mixed), value
+
+    def all(self, x: Tensor, rope: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return self._feed(x + self.attention.all(self.attention_norm(x), rope, value, mask))
+
+    def next(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, slot: int, bias: Tensor | None) -> Tensor:
+        return self._feed(x + self.attention.next(self.attention_norm(x), rope, keys, values, slot, bias))
+
+    def _feed(self, x: Tensor) -> Tensor:
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class ClassEmbedding(nn.Module):
+    """One slot: a row of a table. The last row stands for no class."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(config.classes + 1, config.dim)
+
+
+class CaptionProjection(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.caption_dim, config.dim, bias=False)
+        self.fc2 = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class CaptionEmbedding(nn.Module):
+    """A slot for every caption feature. `uncond_embedding` stands for no caption; it is never trained."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.cap_proj = CaptionProjection(config)
+        null = torch.randn(config.caption_length, config.caption_dim) / config.caption_dim**0.5
+        self.register_buffer("uncond_embedding", null)
+        self.uncond_embedding: Tensor
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of every layer for `rows` sequences; slot 0 stands for the prefix. Allocated once and reused."""
+
+    keys: tuple[Float[Tensor, "rows heads slots d"], ...]
+    values: tuple[Float[Tensor, "rows heads slots d"], ...]
+
+
+class GPT(nn.Module):
+    """The network. `prefix` first; then `all` for a whole image (teacher forcing) or `next` token by token."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cls_embedding = CaptionEmbedding(config) if config.caption_dim else ClassEmbedding(config)
+        self.tok_embeddings = nn.Embedding(config.vocabulary, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.dim)
+        self.output = nn.Linear(config.dim, config.vocabulary, bias=False)
+        self.apply(_initialise)
+        nn.init.zeros_(self.output.weight)
+
+    def class_prefix(self, classes: Int[Tensor, " p"]) -> Prefix:
+        """Prefixes of classes; `config.classes` stands for no class."""
+        assert isinstance(self.cls_embedding, ClassEmbedding)
+        x = self.cls_embedding.embedding_table(classes).unsqueeze(1)
+        return self._prefix(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+
+    def caption_prefix(self, features: Float[Tensor, "p t f"], visible: Bool[Tensor, "p t"]) -> Prefix:
+        """Prefixes of captions: features left-padded to `config.caption_length`, and which slots hold one."""
+        return self._prefix(self._captions().cap_proj(features), visible)
+
+    def null_caption_prefix(self, visible: Bool[Tensor, "p t"]) -> Prefix:
+        """Prefixes of no caption. The rows seen are those of the caption it is paired with: the last n of 120."""
+        features = self._captions().uncond_embedding.expand(len(visible), -1, -1)
+        return self._prefix(self._captions().cap_proj(features), visible)
+
+    def all(
+        self, ids: Int[Tensor, "b n"], prefix: Prefix, side: int, recompute: bool = False
+    ) -> Float[Tensor, "b n dim"]:
+        """Outputs that predict each of the tokens `ids`, all at once. `prefix` holds one row a sample.
+
+        recompute  keep only the input of each layer for the backward pass, and compute the rest again there
+        """
+        x = self.tok_embeddings(ids[:, :-1])
+        rope = rotary(side, x.shape[-1] // self.config.heads, x.device)[: x.shape[1]]
+        mask = _prefix_mask(prefix.score, ids.shape[1])
+        for layer, value in zip(self.layers, prefix.value, strict=True):
+            run = layer.all
+            x = checkpoint(run, x, rope, value, mask, use_reentrant=False) if recompute else run(x, rope, value, mask)
+        return self.norm(torch.cat([prefix.last.unsqueeze(1).to(x.dtype), x], 1))
+
+    def first(self, prefix: Prefix) -> Float[Tensor, "b dim"]:
+        """Output that predicts token 0."""
+        return self.norm(prefix.last)
+
+    def next(
+        self, ids: Int[Tensor, " b"], position: int, side: int, cache: Cache, bias: Tensor | None
+    ) -> Float[Tensor, "b dim"]:
+        """Output that predicts token `position + 1`, given token `position`. Writes slot `position + 1` of the cache."""
+        x = self.tok_embeddings(ids)
+        rope = rotary(side, x.shape[-1] // self.config.heads, x.device)[position]
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            x = layer.next(x, rope, keys, values, position + 1, bias)
+        return self.norm(x)
+
+    def cache(self, rows: int, tokens: int, dtype: torch.dtype, device: torch.device) -> Cache:
+        """Room for `tokens` tokens behind the prefix slot."""
+        heads = self.config.heads
+        shape = (rows, heads, tokens, self.config.dim // heads)
+        make = lambda: tuple(torch.empty(shape, dtype=dtype, device=device) for _ in self.layers)  # noqa: E731
+        return Cache(make(), make())
+
+    def fill(self, cache: Cache, prefix: Prefix) -> Tensor | None:
+        """Write the prefix into slot 0. Returns the score bias of the slots, or None if it is zero everywhere."""
+        for keys, values, value in zip(cache.keys, cache.values, prefix.value, strict=True):
+            keys[:, :, 0] = 0
+            values[:, :, 0] = value
+        if self.config.prefix == 1:
+            return None
+        bias = torch.zeros(len(prefix.score), 1, 1, cache.keys[0].shape[2], dtype=cache.keys[0].dtype)
+        bias = bias.to(prefix.score.device)
+        bias[:, 0, 0, 0] = prefix.score
+        return bias
+
+    def _captions(self) -> CaptionEmbedding:
+        assert isinstance(self.cls_embedding, CaptionEmbedding)
+        return self.cls_embedding
+
+    def _prefix(self, x: Tensor, visible: Tensor) -> Prefix:
+        values = []
+        for layer in self.layers:
+            x, value = layer.prefix(x, visible)
+            values.append(value)
+        return Prefix(tuple(values), visible.sum(1).float().log(), x[:, -1])
+
+
+@lru_cache(maxsize=16)
+def rotary(side: int, d: int, device: torch.device) -> Float[Tensor, "cells 1 pairs 2"]:
+    """cos and sin of the 2-D rotary embedding of each cell, row by row; half of the pairs turn with y, half with x."""
+    frequencies = 10000.0 ** (-torch.arange(0, d // 2, 2, dtype=torch.float32) / (d // 2))[: d // 4]
+    turns = torch.arange(side, dtype=torch.float32)[:, None] * frequencies
+    y, x = turns[:, None].expand(-1, side, -1), turns[None].expand(side, -1, -1)
+    angles = torch.cat([y, x], -1).flatten(0, 1)
+    return torch.stack([angles.cos(), angles.sin()], -1).unsqueeze(1).to(device)
+
+
+def rotate(x: Float[Tensor, "... heads d"], rope: Float[Tensor, "... 1 pairs 2"]) -> Float[Tensor, "... heads d"]:
+    """Turn the interleaved pairs (2i, 2i+1) of a query or key, in float32."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    a, b = pairs.unbind(-1)
+    cos, sin = rope.unbind(-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).to(x.dtype)
+
+
+def _prefix_mask(score: Float[Tensor, " b"], slots: int) -> Float[Tensor, "b 1 slots slots"] | None:
+    """Causal mask that gives slot 0 its score; None where plain causal attention says the same."""
+    if score.numel() == 0 or not bool(score.any()):
+        return None
+    causal = torch.full((slots, slots), -torch.inf, device=score.device).triu(1)
+    mask = causal.expand(len(score), 1, -1, -1).clone()
+    mask[..., 1:, 0] = score[:, None, None]
+    return mask
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
