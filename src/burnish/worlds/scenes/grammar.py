@@ -5,8 +5,8 @@
     position      "a circle left of a star"               attribution "a red circle and a blue star"
 
 The split is by combination. `HELD_PHRASES`, `HELD_COUNTS`, `HELD_COLOURS` and `HELD_PAIRS` name combinations of two
-words; a prompt that contains one of them, in whatever category, is held out, and every other prompt is for training. So
-no training prompt mentions a yellow circle, or a circle together with a triangle, while every single word is trained on.
+words; a prompt that contains one of them, in whatever category, is held out, and every other prompt is for training.
+So no training prompt mentions a yellow circle, or a circle together with a triangle, while every word is trained on.
 """
 
 from __future__ import annotations
