@@ -98,7 +98,7 @@ def pairwise_distance(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 
 def group_diversity(images: Float[Tensor, "b 3 h w"], group: Int[Tensor, " b"]) -> float:
-    """Root-mean-square pixel distance between samples of one prompt: mean over pairs, then over groups of two or more."""
+    """Root-mean-square pixel distance of samples of one prompt: mean over pairs, then over groups of two or more."""
     rows = images.flatten(1)
     means = [pairwise_distance(rows[group == g]).mean() for g in group.unique() if int((group == g).sum()) > 1]
     return float(torch.stack(means).mean()) if means else math.nan
