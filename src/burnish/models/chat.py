@@ -1,0 +1,216 @@
+"""Asking a vision-language model about pictures: over an OpenAI-compatible endpoint, or with a local model.
+
+Both answer with the text of the reply, or with `Failed` and the reason. Neither ever waits without a limit.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import torch
+from PIL.Image import Image
+
+from burnish.models.released import Dtype, first_line, from_pretrained
+
+T = TypeVar("T")
+LARGEST_REPLY = 1_000_000  # bytes; a judge that says more is not answering
+LONGEST_PAUSE = 30.0  # seconds between two attempts
+WORTH_RETRYING = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses that may be different a moment later
+
+
+@dataclass(frozen=True)
+class Failed:
+    """No answer, and why."""
+
+    reason: str
+
+
+class Chat(ABC):
+    """Something that can be asked about a picture."""
+
+    @abstractmethod
+    def ask(
+        self, pictures: Sequence[Image], questions: Sequence[str], read: Callable[[str], T | Failed]
+    ) -> list[T | Failed]:
+        """What `read` makes of the reply to each question about the picture beside it."""
+
+
+@dataclass(frozen=True)
+class Endpoint(Chat):
+    """`/chat/completions` of an OpenAI-compatible server, asked greedily and in parallel."""
+
+    url: str  # base address, as in http://localhost:8000/v1
+    model: str  # name of the model on the server
+    key: str = ""  # sent as a bearer token; empty sends none
+    timeout: float = 60.0  # seconds for one attempt, from connecting to the last byte
+    retries: int = 3  # further attempts after a failure that may pass, or an unreadable reply
+    pause: float = 0.5  # seconds before the first retry; doubled each time up to 30, with jitter
+    concurrency: int = 8  # questions under way at once
+    tokens: int = 256  # longest reply
+    encoding: str = "png"  # of the pictures sent: png, or jpeg at quality 95
+
+    def ask(
+        self, pictures: Sequence[Image], questions: Sequence[str], read: Callable[[str], T | Failed]
+    ) -> list[T | Failed]:
+        """Every question takes at most (retries + 1) timeouts and the pauses between them."""
+        with self._client() as client, ThreadPoolExecutor(self.concurrency) as threads:
+            asked = [threads.submit(self._answer, client, p, q, read) for p, q in zip(pictures, questions, strict=True)]
+            return [future.result() for future in asked]
+
+    def ping(self) -> None:
+        """Ask the server for its models. Raises ValueError if it cannot be reached or refuses the key."""
+        try:
+            with self._client() as client:
+                status = client.get("models", timeout=self.timeout).status_code
+        except httpx.HTTPError as error:
+            raise ValueError(f"cannot reach {self.url}: {type(error).__name__}: {first_line(error)}") from error
+        if status in (401, 403):
+            raise ValueError(f"{self.url} refuses the key (status {status})")
+
+    def _client(self) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        limits = httpx.Limits(max_connections=self.concurrency)
+        # A server on this machine is not to be looked for behind the proxy of the environment.
+        near = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
+        base = self.url.rstrip("/") + "/"
+        return httpx.Client(base_url=base, headers=headers, limits=limits, timeout=self.timeout, trust_env=not near)
+
+    def _answer(
+        self, client: httpx.Client, picture: Image, question: str, read: Callable[[str], T | Failed]
+    ) -> T | Failed:
+        body = {
+            "model": self.model,
+            "max_tokens": self.tokens,
+            "temperature": 0,
+            "messages": self._messages(picture, question),
+        }
+        found: T | Failed = Failed("never asked")
+        for attempt in range(self.retries + 1):
+            if attempt:
+                longest = min(self.pause * 2 ** (attempt - 1), LONGEST_PAUSE)
+                time.sleep(longest * random.Random().uniform(0.5, 1.0))  # jitter, so that judges are not asked in step
+            reply, again = self._attempt(client, body)
+            found = reply if isinstance(reply, Failed) else read(reply)
+            if not isinstance(found, Failed) or not again:
+                return found
+        return Failed(f"{found.reason} (after {self.retries + 1} attempts)")
+
+    def _messages(self, picture: Image, question: str) -> list[dict[str, Any]]:
+        address = {
+            "url": f"data:image/{self.encoding};base64,{base64.b64encode(encoded(picture, self.encoding)).decode()}"
+        }
+        content = [{"type": "image_url", "image_url": address}, {"type": "text", "text": question}]
+        return [{"role": "user", "content": content}]
+
+    def _attempt(self, client: httpx.Client, body: dict[str, Any]) -> tuple[str | Failed, bool]:
+        """The reply, and whether asking again could give a better one."""
+        deadline = time.monotonic() + self.timeout
+        try:
+            with client.stream("POST", "chat/completions", json=body) as response:
+                content = _read(response, deadline)
+        except httpx.TimeoutException:
+            return Failed(f"no answer within {self.timeout:g} s"), True
+        except httpx.HTTPError as error:
+            return Failed(f"{type(error).__name__}: {first_line(error)}"), True
+        except httpx.InvalidURL as error:
+            return Failed(f"{self.url!r} is no address: {error}"), False
+        if isinstance(content, Failed):
+            return content, True
+        if response.status_code != 200:
+            words = " ".join(content.decode("utf-8", "replace").split())[:120]
+            return Failed(f"status {response.status_code}: {words}"), response.status_code in WORTH_RETRYING
+        return _text(content), True
+
+
+def _read(response: httpx.Response, deadline: float) -> bytes | Failed:
+    """The body. httpx limits the wait for each byte; this limits the wait for all of them."""
+    content = bytearray()
+    for part in response.iter_bytes():
+        content += part
+        if len(content) > LARGEST_REPLY:
+            return Failed(f"a reply of more than {LARGEST_REPLY} bytes")
+        if time.monotonic() > deadline:
+            return Failed("the reply did not end in time")
+    return bytes(content)
+
+
+def _text(content: bytes) -> str | Failed:
+    """The words in the body of a chat completion."""
+    try:
+        text = json.loads(content)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        return Failed(f"not a chat completion ({type(error).__name__})")
+    return text if isinstance(text, str) else Failed("a chat completion without text")
+
+
+def encoded(picture: Image, encoding: str) -> bytes:
+    """A picture as a PNG, or as a JPEG of quality 95."""
+    import io
+
+    buffer = io.BytesIO()
+    picture.save(buffer, format=encoding.upper(), **({"quality": 95} if encoding == "jpeg" else {}))
+    return buffer.getvalue()
+
+
+def key_from(variable: str, where: str) -> str:
+    """The key in an environment variable, "" if no variable is named; ValueError if it is named and not set."""
+    if variable and not os.environ.get(variable):
+        raise ValueError(f"{where}: the environment variable {variable} is not set")
+    return os.environ[variable] if variable else ""
+
+
+class LocalChat(Chat):
+    """A transformers vision-language model, asked greedily in batches."""
+
+    def __init__(self, model: Any, processor: Any, batch: int, tokens: int) -> None:
+        self.model = model
+        self._processor = processor
+        self._batch = batch  # questions in one forward pass
+        self._tokens = tokens  # longest reply
+
+    def ask(
+        self, pictures: Sequence[Image], questions: Sequence[str], read: Callable[[str], T | Failed]
+    ) -> list[T | Failed]:
+        """One reply each: a greedy model asked again would say the same."""
+        found: list[T | Failed] = []
+        for start in range(0, len(pictures), self._batch):
+            some = slice(start, start + self._batch)
+            found += [read(reply) for reply in self._replies(pictures[some], questions[some])]
+        return found
+
+    @torch.no_grad()
+    def _replies(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[str]:
+        talks = [
+            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
+            for picture, question in zip(pictures, questions, strict=True)
+        ]
+        inputs = self._processor.apply_chat_template(
+            talks, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self.model.device, dtype=self.model.dtype)  # fmt: skip
+        replies = self.model.generate(**inputs, do_sample=False, max_new_tokens=self._tokens)
+        return self._processor.batch_decode(replies[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def load_local_chat(weights: str, where: str, device: torch.device, dtype: Dtype, batch: int, tokens: int) -> LocalChat:
+    """A model and its processor from a hub id or local folder, or a ValueError that starts with `where`."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = from_pretrained(AutoModelForImageTextToText, weights, where, device, dtype)
+    try:
+        processor = AutoProcessor.from_pretrained(weights)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}: no processor could be read from {weights!r}: {first_line(error)}") from error
+    processor.tokenizer.padding_side = "left"  # replies of a batch must start at the same place
+    return LocalChat(model, processor, batch, tokens)
