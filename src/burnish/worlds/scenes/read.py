@@ -38,10 +38,10 @@ OVERLAP = 0.82  # intersection over union with the best template; drawn ones are
 
 @dataclass(frozen=True)
 class _Blobs:
-    """Blobs of a batch of pictures, each cut out around its centre of mass."""
+    """Blobs of a batch of pictures, each cut out around the middle of its box."""
 
     picture: np.ndarray  # (n) index of the picture
-    corner: np.ndarray  # (n, 2) x, y of the patch's middle, whole pixels
+    centre: np.ndarray  # (n, 2) x, y of the patch's middle, whole pixels
     mine: np.ndarray  # (n, PATCH, PATCH) pixels of the blob
     free: np.ndarray  # (n, PATCH, PATCH) pixels of no blob
     rgb: np.ndarray  # (n, PATCH, PATCH, 3)
@@ -91,31 +91,37 @@ def _blobs(pixels: np.ndarray, back: np.ndarray, sane: np.ndarray) -> tuple[_Blo
     labels, count = ndimage.label(mask, inplane)
     area = np.bincount(labels.ravel(), minlength=count + 1)
     area[0] = 0
-    picture = np.zeros(count + 1, int)
-    where = np.nonzero(mask)
-    picture[labels[where]] = where[0]
+    boxes = ndimage.find_objects(labels)  # (picture, rows, columns) of label 1, 2, ...
+    picture = np.array([0] + [box[0].start for box in boxes])
     kept = area >= SPECK
     many = np.bincount(picture[kept], minlength=len(pixels)) > BLOBS
-    kept &= ~many[picture] if len(pixels) else False
-    labels = np.where(kept[labels], labels, 0)
+    kept[kept] = ~many[picture[kept]]
     names = np.flatnonzero(kept)
-    weight = np.maximum(area, 1)
-    middle = [
-        np.bincount(labels[where], weights=where[axis] + 0.5, minlength=count + 1)[names] / weight[names]
-        for axis in (2, 1)
-    ]
-    corner = np.stack(middle, 1).round().astype(int).reshape(-1, 2)
+    centre = [[(boxes[n - 1][axis].start + boxes[n - 1][axis].stop) // 2 for axis in (2, 1)] for n in names]
+    labels = np.where(kept[labels], labels, 0)
+    return _cut(pixels, back, labels, names, picture[names], np.array(centre, int).reshape(-1, 2), area[names]), many
+
+
+def _cut(
+    pixels: np.ndarray,
+    back: np.ndarray,
+    labels: np.ndarray,
+    names: np.ndarray,
+    picture: np.ndarray,
+    centre: np.ndarray,
+    area: np.ndarray,
+) -> _Blobs:
+    """A patch around every blob, from its label (`names`), picture, centre and number of pixels."""
     pad = PATCH // 2
     wide = np.pad(labels, ((0, 0), (pad, pad), (pad, pad)))
     tint = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     step = np.arange(PATCH)
-    rows, columns = corner[:, 1, None, None] + step[:, None], corner[:, 0, None, None] + step
-    at = (picture[names][:, None, None], rows, columns)
-    cut = wide[at]
-    mine = cut == names[:, None, None]
+    rows, columns = centre[:, 1, None, None] + step[:, None], centre[:, 0, None, None] + step
+    at = (picture[:, None, None], rows, columns)
+    mine = wide[at] == names[:, None, None]
     inside = (rows >= pad) & (rows < SIDE + pad) & (columns >= pad) & (columns < SIDE + pad)
-    whole = mine.sum((1, 2)) == area[names]
-    return _Blobs(picture[names], corner, mine, (cut == 0) & inside, tint[at], back[picture[names]], whole), many
+    whole = mine.sum((1, 2)) == area
+    return _Blobs(picture, centre, mine, (wide[at] == 0) & inside, tint[at], back[picture], whole)
 
 
 def _colours(blobs: _Blobs) -> tuple[list[str], np.ndarray]:
@@ -165,7 +171,7 @@ def _things(blobs: _Blobs, colour: list[str], paint: np.ndarray) -> list[Object]
     best = np.argmax(overlap, 0)
     things = []
     for i, s in enumerate(best):
-        size, (cx, cy) = float(sizes[s][i]), centres[s][i] + blobs.corner[i]
+        size, (cx, cy) = float(sizes[s][i]), centres[s][i] + blobs.centre[i]
         clear = blobs.whole[i] and overlap[s][i] >= OVERLAP and SIZES[0] <= size <= SIZES[1]
         shape = SHAPES[s] if clear else UNREADABLE
         things.append(
