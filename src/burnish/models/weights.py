@@ -1,0 +1,122 @@
+"""Copies of trainable weights: the reference a run started from, the averaged weights that draw, and the live ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor
+
+from burnish.core import Copy
+
+
+class Copies:
+    """The trainable weights of a policy, with the copies of them that an objective asked for.
+
+    Only trainable parameters are copied. `off`, if given, is a block in which the live adapter is switched off; it then
+    stands for the copy called "reference" when that copy never moves, so that LoRA needs no second set of weights.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[tuple[str, torch.nn.Parameter]],
+        off: Callable[[], AbstractContextManager[None]] | None = None,
+    ) -> None:
+        self._live = dict(parameters)
+        assert len(self._live) == len(parameters), "two parameters share a name"
+        self._off = off
+        self._rules: dict[str, Copy] = {}
+        self._copies: dict[str, dict[str, Tensor]] = {}
+        self._in_use: str | None = None
+
+    def keep(self, copies: Mapping[str, Copy]) -> None:
+        """Keep these copies from now on, equal to the live weights at this moment. Earlier copies are forgotten."""
+        if "live" in copies:
+            raise ValueError("a copy cannot be called 'live': that is the name of the weights being trained")
+        self._rules = dict(copies)
+        self._copies = {
+            name: {key: weight.detach().clone() for key, weight in self._live.items()}
+            for name, rule in copies.items()
+            if not self._switched_off(name, rule)
+        }
+
+    @contextmanager
+    def using(self, copy: str) -> Iterator[None]:
+        """Work with a copy inside the block; the live weights are back after it, also when the block raises.
+
+        Raises ValueError for a copy that is not kept, or inside a block that already uses a copy.
+        """
+        if self._in_use is not None:
+            raise ValueError(f"using({copy!r}) inside using({self._in_use!r}): leave one block before entering another")
+        if copy == "live":
+            yield
+            return
+        if copy not in self._rules:
+            choices = ", ".join(["live", *self._rules])
+            raise ValueError(f"no copy of the weights is called {copy!r} (kept: {choices})")
+        self._in_use = copy
+        try:
+            if copy not in self._copies:
+                assert self._off is not None
+                with self._off():
+                    yield
+            else:
+                with self._swapped(self._copies[copy]):
+                    yield
+        finally:
+            self._in_use = None
+
+    def advance(self) -> None:
+        """copy <- d copy + (1 - d) live, for every copy with a decay d."""
+        assert self._in_use is None, "the live weights are swapped out"
+        with torch.no_grad():
+            for name, weights in self._copies.items():
+                decay = self._rules[name].decay
+                if decay is not None:
+                    for key, weight in weights.items():
+                        weight.mul_(decay).add_(self._live[key].detach(), alpha=1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything by name, as fresh tensors on the CPU: `<parameter>` and `copies/<copy>/<parameter>`."""
+        assert self._in_use is None, "the live weights are swapped out"
+        return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in self._all().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take the values of `state`. Raises ValueError that names the first entry that does not fit; nothing changes then."""
+        assert self._in_use is None, "the live weights are swapped out"
+        ours = self._all()
+        if missing := sorted(ours.keys() - state.keys()):
+            raise ValueError(f"the saved weights lack {missing[0]!r} ({len(missing)} of {len(ours)} are missing)")
+        if surplus := sorted(state.keys() - ours.keys()):
+            raise ValueError(
+                f"the saved weights hold {surplus[0]!r}, which this policy does not train ({len(surplus)} such)"
+            )
+        for key, tensor in ours.items():
+            saved = state[key]
+            if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
+                raise ValueError(
+                    f"the saved {key!r} is {saved.dtype} {tuple(saved.shape)}, here it is {tensor.dtype} {tuple(tensor.shape)}"
+                )
+        with torch.no_grad():
+            for key, tensor in ours.items():
+                tensor.copy_(state[key])
+
+    def _switched_off(self, name: str, rule: Copy) -> bool:
+        return self._off is not None and name == "reference" and rule.decay is None
+
+    def _all(self) -> dict[str, Tensor]:
+        copies = {f"copies/{n}/{key}": t for n, weights in self._copies.items() for key, t in weights.items()}
+        return {**self._live, **copies}
+
+    @contextmanager
+    def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        # Pointers move, values do not: swapping costs nothing and cannot round.
+        live = {key: weight.data for key, weight in self._live.items()}
+        try:
+            for key, weight in self._live.items():
+                weight.data = weights[key]
+            yield
+        finally:
+            for key, weight in self._live.items():
+                weight.data = live[key]

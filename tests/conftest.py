@@ -1,0 +1,8 @@
+"""Lets every test, wherever it lies, say `from toys import ToyRaster`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,143 @@
+"""A tiny true policy: rasters of a few tokens, small enough to list every picture it can draw.
+
+policy = ToyRaster().load(torch.device("cpu"))
+rollout = policy.sample(toy_prompts(2, group=4), TokenPlan(group=4), Noise(seed=0, step=1, ids=tuple(range(8))))
+everything = policy.enumerate(toy_prompt(0), TokenPlan())      # all 64 sequences; everything.logp.sum(1).exp() sums to 1
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor
+
+from burnish.core import Copy, Policy, PolicySpec
+from burnish.formulas.noise import Noise
+from burnish.formulas.tokens import draw, entropy, law_logits, logp_of
+from burnish.models.weights import Copies
+from burnish.types import Law, Prompt, Rollout, TokenPlan, Tokens
+
+
+def toy_prompt(number: int) -> Prompt:
+    return Prompt(id=f"toy{number}", text=f"toy number {number}", facts={"class": number})
+
+
+def toy_prompts(distinct: int, group: int) -> list[Prompt]:
+    """`group` copies of each of `distinct` prompts, side by side."""
+    return [toy_prompt(n) for n in range(distinct) for _ in range(group)]
+
+
+@dataclass(frozen=True)
+class ToyRaster(PolicySpec):
+    """A raster of `tokens` gray levels. Each depends on the class and on all tokens before it."""
+
+    tokens: int = 3  # decisions of one sample
+    symbols: int = 4  # gray levels; a sample is one of symbols ** tokens
+    classes: int = 3  # prompts: facts["class"] in 0..classes-1; one more row is the null class
+    width: int = 6  # hidden units
+    spread: float = 1.5  # standard deviation of the first weights; larger is further from uniform
+    seed: int = 0  # of the first weights
+    dtype: torch.dtype = torch.float32  # float64 for exact gradients
+
+    def load(self, device: torch.device) -> ToyPolicy:
+        return ToyPolicy(self, device)
+
+
+class ToyPolicy(Policy):
+    """logits_j = tanh(embedding(class) + sum over i < j of embedding_i(token i)) W_j + b_j."""
+
+    def __init__(self, spec: ToyRaster, device: torch.device) -> None:
+        self.spec = spec
+        k, v, n = spec.tokens, spec.symbols, spec.width
+        shapes = {"prompt": (spec.classes + 1, n), "token": (k, v, n), "head": (k, n, v), "bias": (k, v)}
+        random = torch.Generator().manual_seed(spec.seed)
+        self.weights = {
+            name: torch.nn.Parameter((torch.randn(shape, generator=random) * spec.spread).to(device, spec.dtype))
+            for name, shape in shapes.items()
+        }
+        self._copies = Copies(self.parameters())
+
+    def sample(self, prompts: Sequence[Prompt], plan: TokenPlan, noise: Noise) -> Rollout:
+        assert len(noise.ids) == len(prompts)
+        uniform = noise.uniform(self.spec.tokens, "tokens")
+        ids = torch.zeros(len(prompts), 0, dtype=torch.long)
+        with torch.no_grad():
+            for j in range(self.spec.tokens):
+                # Logits of position j read only the tokens before it, so the filler here is never looked at.
+                filler = torch.zeros(len(prompts), self.spec.tokens - j, dtype=torch.long)
+                logits = self._law(prompts, torch.cat([ids, filler], 1), plan, "sampled")[:, j]
+                ids = torch.cat([ids, draw(logits, uniform[:, j]).unsqueeze(1)], 1)
+            return self._rollout(prompts, ids, plan, noise.ids)
+
+    def logp(self, rollout: Rollout) -> Float[Tensor, "b k"]:
+        ids = rollout.decisions[0].ids
+        return logp_of(self._law(rollout.prompts, ids, rollout.plan, rollout.plan.law, keep=ids), ids)
+
+    def enumerate(self, prompt: Prompt, plan: TokenPlan) -> Rollout:
+        """Every sequence once, with its exact log-probability under the law that would be sampled from (-inf: filtered)."""
+        ids = torch.tensor(list(itertools.product(range(self.spec.symbols), repeat=self.spec.tokens)))
+        with torch.no_grad():
+            return self._rollout([prompt] * len(ids), ids, plan, tuple(range(len(ids))))
+
+    def exact_logp(self, prompt: Prompt, plan: TokenPlan) -> Float[Tensor, " n"]:
+        """Log-probability of every sequence of `enumerate` under `plan.law` and the weights now, with gradient."""
+        ids = self.enumerate(prompt, plan).decisions[0].ids
+        return logp_of(self._law([prompt] * len(ids), ids, plan, plan.law), ids).sum(1)
+
+    def parameters(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
+        return list(self.weights.items())
+
+    def keep(self, copies: Mapping[str, Copy]) -> None:
+        self._copies.keep(copies)
+
+    def using(self, copy: str) -> AbstractContextManager[None]:
+        return self._copies.using(copy)
+
+    def advance(self) -> None:
+        self._copies.advance()
+
+    def state(self) -> dict[str, Tensor]:
+        return self._copies.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._copies.restore(state)
+
+    def export(self, folder: Path) -> None:
+        save_file({name: weight.detach().clone() for name, weight in self.weights.items()}, folder / "toy.safetensors")
+
+    def _rollout(self, prompts: Sequence[Prompt], ids: Tensor, plan: TokenPlan, keys: tuple[int, ...]) -> Rollout:
+        law = self._law(prompts, ids, plan, "sampled")
+        number: dict[str, int] = {}
+        group = torch.tensor([number.setdefault(p.id, len(number)) for p in prompts])
+        logp = logp_of(law, ids)
+        order = torch.arange(self.spec.tokens).expand_as(ids)
+        tokens = Tokens(ids, logp, torch.ones_like(logp), order, entropy(law))
+        return Rollout(tuple(prompts), group, (tokens,), picture(ids, self.spec.symbols), plan, keys)
+
+    def _law(
+        self, prompts: Sequence[Prompt], ids: Tensor, plan: TokenPlan, law: Law, keep: Tensor | None = None
+    ) -> Float[Tensor, "b k v"]:
+        classes = torch.tensor([int(p.facts["class"]) for p in prompts])
+        cond = self._logits(classes, ids)
+        null = self._logits(torch.full_like(classes, self.spec.classes), ids)
+        return law_logits(cond, null, plan, law, keep)
+
+    def _logits(self, classes: Int[Tensor, " b"], ids: Int[Tensor, "b k"]) -> Float[Tensor, "b k v"]:
+        w = self.weights
+        seen = w["token"][torch.arange(self.spec.tokens), ids]  # b k n
+        before = seen.cumsum(1) - seen
+        hidden = torch.tanh(w["prompt"][classes].unsqueeze(1) + before)
+        return torch.einsum("bkn,knv->bkv", hidden, w["head"]) + w["bias"]
+
+
+def picture(ids: Int[Tensor, "b k"], symbols: int) -> Float[Tensor, "b 3 4 w"]:
+    """Each token a gray patch of 4 x 4, side by side: level id / (symbols - 1)."""
+    gray = (ids.float() / (symbols - 1)).repeat_interleave(4, 1)  # b 4k
+    return gray[:, None, None, :].expand(-1, 3, 4, -1).contiguous()
