@@ -88,8 +88,9 @@ def _blobs(pixels: np.ndarray, back: np.ndarray, sane: np.ndarray) -> tuple[_Blo
     mask[~sane] = False
     inplane = np.zeros((3, 3, 3), bool)
     inplane[1] = True  # neighbours within a picture, diagonals included; never across pictures
-    labels, count = ndimage.label(mask, inplane)
-    area = np.bincount(labels.ravel(), minlength=count + 1)
+    labels = np.zeros(mask.shape, np.int32)
+    ndimage.label(mask, inplane, labels)
+    area = np.bincount(labels.ravel(), minlength=1)
     area[0] = 0
     boxes = ndimage.find_objects(labels)  # (picture, rows, columns) of label 1, 2, ...
     picture = np.array([0] + [box[0].start for box in boxes])
