@@ -1,0 +1,108 @@
+"""Verified success on the scenes world, by category, after GenEval (Ghosh et al. 2023, arXiv 2310.11513)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burnish.core import Evaluation, Policy, Scorer, Suite
+from burnish.formulas.noise import Noise
+from burnish.types import Prompt, TokenPlan
+from burnish.worlds.scenes.classes import class_prompts
+from burnish.worlds.scenes.grammar import balanced, heldout, train
+from burnish.worlds.scenes.verify import verify
+
+PROMPTS_SEED = 0  # the questions are the same whatever the run's seed
+
+
+@dataclass(frozen=True)
+class Scenes(Suite):
+    """Draws and verifies prompts of the scenes world. Two passes with one seed compare sample by sample."""
+
+    prompts: Literal["heldout", "train", "classes"] = (
+        "heldout"  # combinations not trained on, those trained on, classes
+    )
+    count: int = 120  # prompts: the categories (or classes) taking turns, over again where a category has too few
+    per_prompt: int = 1  # samples of each; from 2 on, how different they are is reported too
+    guidance: float = 1.0  # as in the plan of the run, and so are the next three
+    temperature: float = 1.0  # logits are divided by it before filtering
+    top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
+    top_p: float = 1.0  # keep the smallest set of tokens whose mass reaches p; 1 keeps all
+    rows: int = 64  # samples drawn at once. Changes memory, not the samples
+
+    def __post_init__(self) -> None:
+        for name, value in (("count", self.count), ("per_prompt", self.per_prompt), ("rows", self.rows)):
+            if value < 1:
+                raise ValueError(f"suites.scenes.{name}: expected 1 or more, got {value}")
+        if self.prompts not in ("heldout", "train", "classes"):
+            raise ValueError(f"suites.scenes.prompts: expected heldout, train or classes, got {self.prompts!r}")
+
+    def run(self, policy: Policy, reward: Scorer | None, seed: int) -> Evaluation:
+        """Metrics: `verified`, `verified_<category>`, `requirements` (share met), `diversity`, `reward` and
+        `reward_<part>` (means over valid scores). Values: `verified`, `requirements`, and those of the reward."""
+        asked = tuple(p for p in self.questions() for _ in range(self.per_prompt))
+        plan = TokenPlan(
+            group=self.per_prompt,
+            guidance=self.guidance,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
+        media, values = [], []
+        for start in range(0, len(asked), self.rows):
+            ids = tuple(range(start, min(start + self.rows, len(asked))))
+            some = asked[ids[0] : ids[-1] + 1]
+            rollout = policy.sample(some, plan, Noise(seed, 0, ids, "evaluate"))
+            media.append(rollout.media.detach().float().cpu())
+            values.append(_values(rollout.media, some, reward))
+        joined = {name: torch.cat([v[name] for v in values]) for name in values[0]}
+        pictures = torch.cat(media)
+        metrics = {name: _mean(value) for name, value in joined.items()} | _by_category(joined["verified"], asked)
+        if self.per_prompt > 1:
+            metrics["diversity"] = _diversity(pictures, self.per_prompt)
+        return Evaluation(metrics, joined, asked, pictures)
+
+    def questions(self) -> tuple[Prompt, ...]:
+        """The prompts, each once for every time that it is asked in its own right."""
+        if self.prompts == "heldout":
+            return heldout(self.count, PROMPTS_SEED)
+        if self.prompts == "train":
+            return balanced(train(), self.count, PROMPTS_SEED)
+        classes = class_prompts()
+        return tuple(classes[i % len(classes)] for i in range(self.count))
+
+
+def _values(images: Tensor, prompts: Sequence[Prompt], reward: Scorer | None) -> dict[str, Tensor]:
+    verdicts = verify(images, prompts)
+    values = {"verified": verdicts.right.float(), "requirements": verdicts.share}
+    if reward is not None:
+        with torch.no_grad():
+            scores = reward(images, prompts)
+        values["reward"] = scores.total
+        values |= {f"reward_{part}": value for part, value in scores.parts.items()}
+    return {name: value.detach().float().cpu() for name, value in values.items()}
+
+
+def _by_category(verified: Float[Tensor, " n"], prompts: Sequence[Prompt]) -> dict[str, float]:
+    kinds = [str(p.facts["category"]) for p in prompts]
+    return {
+        f"verified_{kind}": float(verified[torch.tensor([k == kind for k in kinds])].mean())
+        for kind in dict.fromkeys(kinds)
+    }
+
+
+def _mean(values: Float[Tensor, " n"]) -> float:
+    """Mean of the values that could be computed; NaN if there is none."""
+    return float(values.nanmean())
+
+
+def _diversity(images: Float[Tensor, "n c h w"], each: int) -> float:
+    """Mean absolute difference, in [0, 1], between two samples of one prompt. Every `each` in a row share a prompt."""
+    groups = images.flatten(1).unflatten(0, (-1, each))
+    gaps = torch.cdist(groups, groups, p=1) / groups.shape[2]
+    return float(gaps.sum() / (len(groups) * each * (each - 1)))
