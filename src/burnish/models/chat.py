@@ -53,7 +53,7 @@ class Endpoint(Chat):
     url: str  # base address, as in http://localhost:8000/v1
     model: str  # name of the model on the server
     key: str = ""  # sent as a bearer token; empty sends none
-    timeout: float = 60.0  # seconds for one attempt, from connecting to the last byte
+    timeout: float = 60.0  # seconds for one attempt; a reply that trickles in can stretch it to twice that
     retries: int = 3  # further attempts after a failure that may pass, or an unreadable reply
     pause: float = 0.5  # seconds before the first retry; doubled each time up to 30, with jitter
     concurrency: int = 8  # questions under way at once
@@ -63,10 +63,15 @@ class Endpoint(Chat):
     def ask(
         self, pictures: Sequence[Image], questions: Sequence[str], read: Callable[[str], T | Failed]
     ) -> list[T | Failed]:
-        """Every question takes at most (retries + 1) timeouts and the pauses between them."""
-        with self._client() as client, ThreadPoolExecutor(self.concurrency) as threads:
-            asked = [threads.submit(self._answer, client, p, q, read) for p, q in zip(pictures, questions, strict=True)]
-            return [future.result() for future in asked]
+        """Answers in the order of the questions. None is waited for longer than its attempts and pauses allow."""
+        with self._client() as client:
+            threads = ThreadPoolExecutor(self.concurrency)
+            try:
+                pairs = zip(pictures, questions, strict=True)
+                asked = [threads.submit(self._answer, client, picture, words, read) for picture, words in pairs]
+                return [future.result() for future in asked]
+            finally:  # Ctrl-C waits for what is under way, and asks nothing more
+                threads.shutdown(cancel_futures=True)
 
     def ping(self) -> None:
         """Ask the server for its models. Raises ValueError if it cannot be reached or refuses the key."""

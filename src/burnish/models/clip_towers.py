@@ -44,7 +44,7 @@ class ClipTowers:
             self._known.update(zip(part, self._text_vectors(part).unbind(), strict=True))
         for text in wanted:
             self._known.move_to_end(text)
-        vectors = torch.stack([self._known[text] for text in texts]) if texts else self._text_vectors([""])[:0]
+        vectors = torch.stack([self._known[text] for text in texts])
         while len(self._known) > self._remember:
             self._known.popitem(last=False)
         return vectors

@@ -52,10 +52,11 @@ class Pixels:
             return images
         height, width = images.shape[-2:]
         size = self.size if isinstance(self.size, tuple) else _target(height, width, self.size, self.fit)
-        if size != (height, width):
-            options = {} if self.filter == "nearest-exact" else {"antialias": True, "align_corners": False}
-            # A bicubic filter overshoots, and 8-bit pictures cannot: the released models never saw below 0 or above 1.
-            images = F.interpolate(images, size=size, mode=self.filter, **options).clamp(0, 1)
+        options = {} if self.filter == "nearest-exact" else {"antialias": True, "align_corners": False}
+        # PIL filters rows, then columns. A bicubic filter overshoots; 8-bit pictures cannot, so each pass is clamped.
+        for step in dict.fromkeys(((height, size[1]), size)):
+            if step != tuple(images.shape[-2:]):
+                images = F.interpolate(images, size=step, mode=self.filter, **options).clamp(0, 1)
         return _squared(images, self.size) if self.fit == "pad" and isinstance(self.size, int) else images
 
 
@@ -105,7 +106,7 @@ def read_pixels(weights: str, where: str) -> Pixels:
 
 def _settings(weights: str, where: str) -> Mapping[str, Any]:
     """`preprocessor_config.json`, or its successor inside `processor_config.json`."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     reason = "it has no preprocessor_config.json"
     for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):

@@ -23,9 +23,11 @@ def from_pretrained(kind: Any, weights: str, where: str, device: torch.device, d
 
     Raises ValueError, starting with `where`, if the weights cannot be read, are incomplete or do not fit.
     """
+    from safetensors import SafetensorError
+
     try:
         model, report = kind.from_pretrained(weights, dtype=DTYPES[dtype], output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"{where}: no {kind.__name__} could be read from {weights!r}: {first_line(error)}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:4])

@@ -1,9 +1,9 @@
 """A vision-language model asked in words, answering in marks. AR-GRPO (arXiv 2508.06924) asks Qwen2.5-VL-3B-Instruct.
 
-The question is a text file beside this one: `judge_match.txt` (five marks for agreement with the prompt), `judge_fake.txt`
-(does it pass for real), `judge_weird.txt` (is nothing odd), or a file of yours. Its first line names the marks, each from
-0 to 1; `{text}` in it stands for the prompt. The score is `scale` times the sum of the marks. No answer, or one that
-cannot be read without guessing, is an invalid score with the reason in its note; it is never 0.
+The question is a text file beside this one: `judge_match.txt` (five marks for agreement with the prompt),
+`judge_fake.txt` (does it pass for real), `judge_weird.txt` (is nothing odd), or a file of yours. Its first line names
+the marks, each from 0 to 1; `{text}` stands for the prompt. The score is `scale` times the sum of the marks. No answer,
+or one that cannot be read without guessing, is an invalid score with the reason in its note; it is never 0.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Judge(Reward):
     )
     key_variable: str = ""  # environment variable that holds the server's key; empty: no key
     ping: bool = False  # ask the server for its models before the run starts
-    timeout: float = 60.0  # seconds for one attempt
+    timeout: float = 60.0  # seconds for one attempt; a reply that trickles in can stretch it to twice that
     retries: int = 3  # further attempts after a failure that may pass, or an unreadable reply
     pause: float = 0.5  # seconds before the first retry; doubled each time up to 30, with jitter
     concurrency: int = 8  # questions under way at once
@@ -50,8 +50,8 @@ class Judge(Reward):
     def __post_init__(self) -> None:
         if self.retries < 0 or self.concurrency < 1 or self.timeout <= 0 or self.pause < 0:
             raise ValueError(
-                "reward.judge: expected retries of at least 0, concurrency of at least 1, a timeout above 0 and a pause "
-                f"of at least 0; got {self.retries}, {self.concurrency}, {self.timeout:g}, {self.pause:g}"
+                "reward.judge: expected retries of at least 0, concurrency of at least 1, a timeout above 0 and a "
+                f"pause of at least 0; got {self.retries}, {self.concurrency}, {self.timeout:g}, {self.pause:g}"
             )
 
     def load(self, device: torch.device) -> Scorer:
@@ -144,7 +144,7 @@ def _objects(reply: str) -> Iterator[dict[str, Any]]:
 
 
 def _read_question(name: str) -> _Question:
-    own = Path(__file__).with_name(f"judge_{name}.txt")
+    own = Path(__file__).parent / f"judge_{name}.txt"
     path = own if own.is_file() else Path(name)
     try:
         first, _, text = path.read_text("utf-8").partition("\n")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
@@ -14,7 +16,7 @@ from burnish.types import Prompt
 WORDS = ["a", "photo", "of", "red", "blue", "green", "circle", "square", "two", "three", "left", "right"]
 
 
-def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def save_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """CLIP's layout in small: start first, end last with the highest id, which also pads."""
     vocabulary = {word: i for i, word in enumerate([*WORDS, "<unk>", "<start>", "<end>"])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -29,7 +31,7 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return made
 
 
-def clip(folder: Path, seed: int = 0, size: int = 32, dim: int = 12) -> CLIPModel:
+def save_clip(folder: Path, seed: int = 0, size: int = 32, dim: int = 12) -> CLIPModel:
     """A CLIP of two layers saved with its tokenizer and preprocessor_config.json."""
     torch.manual_seed(seed)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -41,16 +43,42 @@ def clip(folder: Path, seed: int = 0, size: int = 32, dim: int = 12) -> CLIPMode
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
     model.eval().save_pretrained(folder)
-    tokenizer(folder)
+    save_tokenizer(folder)
     settings = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).to_dict()
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return model
 
 
-def pictures(b: int, height: int = 40, width: int = 48, seed: int = 1) -> torch.Tensor:
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved CLIP with random weights; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("clip")
+    save_clip(folder)
+    return folder
+
+
+@pytest.fixture
+def save() -> Callable[..., CLIPModel]:
+    """Writes a tiny CLIP into a folder, and gives it."""
+    return save_clip
+
+
+@pytest.fixture(scope="session")
+def cpu() -> torch.device:
+    return torch.device("cpu")
+
+
+@pytest.fixture
+def pictures() -> Callable[..., torch.Tensor]:
     """Random pictures on the 8-bit grid, so that encoders and processors lose nothing on the way in."""
-    return torch.randint(0, 256, (b, 3, height, width), generator=torch.Generator().manual_seed(seed)) / 255
+
+    def draw(b: int, height: int = 40, width: int = 48, seed: int = 1) -> torch.Tensor:
+        levels = torch.randint(0, 256, (b, 3, height, width), generator=torch.Generator().manual_seed(seed))
+        return levels / 255
+
+    return draw
 
 
-def prompts(*texts: str) -> tuple[Prompt, ...]:
-    return tuple(Prompt(id=str(i), text=text) for i, text in enumerate(texts))
+@pytest.fixture
+def prompts() -> Callable[..., tuple[Prompt, ...]]:
+    return lambda *texts: tuple(Prompt(id=str(i), text=text) for i, text in enumerate(texts))
