@@ -13,7 +13,7 @@ from torch import Tensor
 def guided(
     cond: Float[Tensor, "*n v"], null: Float[Tensor, "*n v"] | None, weight: float, detach_null: bool = False
 ) -> Float[Tensor, "*n v"]:
-    """u + w (c - u): conditional logits c pushed away from unconditional u. Ho & Salimans 2022, eq. 6, with 1 + their w.
+    """u + w (c - u): conditional logits c led away from unconditional u. Ho & Salimans 2022, eq. 6 (w = 1 + theirs).
 
     A weight of 1 returns `cond` itself and needs no `null`. `detach_null` stops the gradient through u.
     Raises ValueError for a weight other than 1 without unconditional logits.
@@ -31,5 +31,5 @@ def weight_from_show_o(weight: float) -> float:
 
 
 def weight_from_var(weight: float, scale: int, scales: int) -> float:
-    """Our weight at `scale` (from 0) of VAR, whose guidance grows: g = (1 + t) c - t u with t = w scale / (scales - 1)."""
+    """Our weight at `scale` (from 0) of VAR, whose g = (1 + t) c - t u grows: t = w scale / (scales - 1)."""
     return 1.0 + weight * scale / max(scales - 1, 1)

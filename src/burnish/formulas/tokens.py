@@ -97,7 +97,7 @@ def draw(logits: Float[Tensor, "b v"], uniform: Float[Tensor, " b"]) -> Int[Tens
 def draw_with_logp(
     logits: Float[Tensor, "b v"], uniform: Float[Tensor, " b"]
 ) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """The ids of `draw`, their log-probability and the entropy of the law, from one exponential a token. No gradient."""
+    """The ids of `draw`, their log-probability and entropy of the law, from one exponential a token; no gradient."""
     with torch.no_grad():
         gap = (logits.to(_precise(logits)) - logits.amax(-1, keepdim=True)).clamp_(min=FLOOR)
         mass = gap.exp()
