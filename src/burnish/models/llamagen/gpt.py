@@ -106,7 +106,7 @@ class Attention(nn.Module):
 
     def prefix(self, x: Float[Tensor, "p t dim"], visible: Bool[Tensor, "p t"]) -> tuple[Tensor, Tensor]:
         """Output of the prefix slots, and the mean value of the visible ones. Queries and keys are zero here."""
-        v = F.linear(x, self.wqkv.weight[2 * x.shape[-1] :])
+        v = self.wqkv(x)[..., 2 * x.shape[-1] :]
         count = visible.cumsum(1).unsqueeze(-1)
         mean = (v * visible.unsqueeze(-1)).cumsum(1, dtype=torch.float32) / count.clamp(min=1)
         mixed = torch.where(count > 0, mean.to(v.dtype), v)  # a padding slot before the caption sees itself alone

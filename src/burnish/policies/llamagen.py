@@ -1,0 +1,278 @@
+"""LlamaGen as a policy: raster image tokens, class- or text-conditional. Sun et al. 2024, arXiv:2406.06525.
+
+The law drawn from and the law trained are one (`law: sampled`): softmax of the guided logits over the temperature,
+within top-k and top-p. AR-GRPO as released draws from that and trains `law: conditional`; the gap is metered.
+Prefixes are computed once for each distinct prompt and shared by its samples (models/llamagen/gpt.py says why that is
+exact); guidance mixes outputs before the head, which is linear, so that the head runs once and not twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from burnish.core import Copy, Policy, PolicySpec
+from burnish.formulas.guidance import guided
+from burnish.formulas.noise import Noise
+from burnish.formulas.tokens import draw_with_logp, law_logits, logp_of
+from burnish.models.captions import Captions
+from burnish.models.llamagen.files import load_gpt, load_vq, save_model
+from burnish.models.llamagen.gpt import GPT, Cache, Prefix, released_gpt
+from burnish.models.llamagen.vq import RELEASED_VQ, decode_in_chunks
+from burnish.models.places import fetch
+from burnish.models.weights import Copies
+from burnish.types import Prompt, Rollout, TokenPlan, Tokens
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on every linear layer of the network's blocks (Hu et al. 2021), by peft."""
+
+    rank: int = 16  # of each update
+    alpha: float = 32.0  # the update is scaled by alpha / rank
+
+
+@dataclass(frozen=True)
+class LlamaGen(PolicySpec):
+    """LlamaGen's GPT with its tokenizer."""
+
+    gpt: str  # weights: a released .pt, .safetensors, a folder from `burnish export`, or owner/repository:file on a hub
+    tokenizer: str  # weights of the VQ tokenizer, likewise
+    size: str = ""  # released size of the GPT: B, L, XL, XXL, 3B, ...; empty where a config.json says it
+    vq: Literal["VQ-8", "VQ-16", ""] = "VQ-16"  # released tokenizer; empty where a config.json says it
+    text_encoder: str = ""  # folder or hub id of the T5 encoder of a text-conditional model; empty: class-conditional
+    pixels: int = 256  # side of a picture; the tokens of a side are this over 8 or 16
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic; weights and optimiser are float32 always
+    lora: Lora | None = None  # train adapters instead of all weights
+    recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
+    logp_tokens: int = 4096  # tokens whose logits over the whole vocabulary exist at once
+    decode_rows: int = 64  # pictures decoded at once
+
+    def load(self, device: torch.device) -> LlamaGenPolicy:
+        """Read the weights. Raises ValueError for files that are missing, cut short, or do not fit."""
+        shape = released_gpt(self.size, bool(self.text_encoder)) if self.size else None
+        gpt = load_gpt(fetch(self.gpt), shape)
+        vq = load_vq(fetch(self.tokenizer), RELEASED_VQ[self.vq] if self.vq else None)
+        captions = None
+        if bool(self.text_encoder) != bool(gpt.config.caption_dim):
+            kind = "text-conditional and needs" if gpt.config.caption_dim else "class-conditional and has no use for"
+            raise ValueError(f"policy.llamagen: {self.gpt} is {kind} a text_encoder")
+        if self.text_encoder:
+            captions = Captions(fetch(self.text_encoder), gpt.config.caption_length, device)
+            if captions.width != gpt.config.caption_dim:
+                raise ValueError(
+                    f"policy.llamagen.text_encoder: {self.text_encoder} gives features of width {captions.width}, "
+                    f"but {self.gpt} takes {gpt.config.caption_dim}"
+                )
+        if gpt.config.vocabulary > vq.config.codes:
+            raise ValueError(
+                f"policy.llamagen: the GPT draws from {gpt.config.vocabulary} tokens, the tokenizer knows {vq.config.codes}"
+            )
+        if self.pixels % vq.config.cell:
+            raise ValueError(f"policy.llamagen.pixels: {self.pixels} is not a multiple of the tokenizer's {vq.config.cell}")
+        return LlamaGenPolicy(self, gpt.to(device).eval(), vq.to(device).eval().requires_grad_(False), captions, device)
+
+
+class LlamaGenPolicy(Policy):
+    """A loaded LlamaGen. `gpt` is trained; tokenizer and text encoder never are."""
+
+    def __init__(self, spec: LlamaGen, gpt: GPT, vq: torch.nn.Module, captions: Captions | None, device: torch.device):
+        self.spec, self.gpt, self.vq, self.captions, self.device = spec, gpt, vq, captions, device
+        self.side = spec.pixels // vq.config.cell
+        self._cache: Cache | None = None
+        off = _adapt(gpt, spec.lora) if spec.lora else None
+        self._copies = Copies([(n, p) for n, p in gpt.named_parameters() if p.requires_grad], off)
+
+    # --- drawing -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[Prompt], plan: TokenPlan, noise: Noise) -> Rollout:
+        rows, distinct = _distinct(prompts)
+        with self._arithmetic():
+            tokens = self._draw(distinct, rows.to(self.device), plan, noise)
+        media = decode_in_chunks(self.vq, tokens.ids, self.spec.decode_rows)
+        return Rollout(tuple(prompts), rows, (tokens,), media, plan, noise.ids)
+
+    def _draw(self, distinct: Sequence[Prompt], rows: Int[Tensor, " b"], plan: TokenPlan, noise: Noise) -> Tokens:
+        b, n = len(rows), self.side**2
+        branches = self._branches(distinct, rows, with_null=plan.guidance != 1.0)
+        prefix = Prefix.concatenate(branches)
+        law, plain = "sampled", _plain(plan, "sampled")
+        cache = self._room(len(branches) * b)
+        bias = self.gpt.fill(cache, prefix)
+        uniform = noise.uniform(n).to(self.device)
+        ids = torch.empty(n, b, dtype=torch.long, device=self.device)
+        logp, entropy = torch.empty(2, n, b, device=self.device)
+        hidden = self.gpt.first(prefix)
+        for i in range(n):
+            mixed = self._mixed(hidden.split(b), plan)
+            logits = law_logits(self.gpt.output(mixed).float(), None, plain, law)
+            ids[i], logp[i], entropy[i] = draw_with_logp(logits, uniform[:, i])
+            if i + 1 < n:
+                hidden = self.gpt.next(ids[i].repeat(len(branches)), i, self.side, cache, bias)
+        order = torch.arange(n, device=self.device).expand(b, n)
+        return Tokens(ids.T.contiguous(), logp.T.contiguous(), torch.ones_like(logp.T), order, entropy.T.contiguous())
+
+    def _room(self, rows: int) -> Cache:
+        """The cache, allocated anew only when more rows are asked for than ever before."""
+        if self._cache is None or len(self._cache.keys[0]) < rows:
+            dtype = torch.bfloat16 if self.spec.precision == "bf16" else torch.float32
+            self._cache = self.gpt.cache(rows, self.side**2, dtype, self.device)
+        return Cache(tuple(k[:rows] for k in self._cache.keys), tuple(v[:rows] for v in self._cache.values))
+
+    # --- scoring -----------------------------------------------------------------------------------------------------
+
+    def logp(self, rollout: Rollout) -> Float[Tensor, "b k"]:
+        plan, ids = rollout.plan, rollout.decisions[0].ids
+        rows, distinct = _distinct(rollout.prompts)
+        rows = rows.to(self.device)
+        with_null = plan.law != "conditional" and plan.guidance != 1.0
+        with self._arithmetic():
+            hidden = [self._all(ids, part) for part in self._branches(distinct, rows, with_null, plan.detach_null)]
+            mixed = self._mixed(hidden, plan) if with_null else hidden[0]
+            law = "conditional" if plan.law == "conditional" else "sampled" if plan.law == "sampled" else "guided"
+            return self._logp_of(mixed, ids, _plain(plan, plan.law), law)
+
+    def _all(self, ids: Int[Tensor, "b n"], prefix: Prefix) -> Float[Tensor, "b n dim"]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and prefix.last.requires_grad):  # not for a detached branch
+            return self.gpt.all(ids, prefix, self.side, self.spec.recompute and torch.is_grad_enabled())
+
+    def _logp_of(self, hidden: Tensor, ids: Tensor, plan: TokenPlan, law: str) -> Float[Tensor, "b n"]:
+        """Log-probabilities, a chunk of tokens at a time: logits are computed again in the backward pass, not kept."""
+
+        def part(h: Tensor, token: Tensor) -> Tensor:
+            return logp_of(law_logits(self.gpt.output(h).float(), None, plan, law, keep=token), token)
+
+        chunks = zip(hidden.flatten(0, 1).split(self.spec.logp_tokens), ids.flatten().split(self.spec.logp_tokens))
+        if torch.is_grad_enabled() and ids.numel() > self.spec.logp_tokens:
+            values = [checkpoint(part, h, token, use_reentrant=False) for h, token in chunks]
+        else:
+            values = [part(h, token) for h, token in chunks]
+        return torch.cat(values).view(ids.shape)
+
+    # --- both --------------------------------------------------------------------------------------------------------
+
+    def _branches(
+        self, distinct: Sequence[Prompt], rows: Int[Tensor, " b"], with_null: bool, detach_null: bool = False
+    ) -> list[Prefix]:
+        """Prefixes of the conditional branch and, if asked for, of the one without a prompt; one row a sample."""
+        if self.captions is None:
+            null_class = self.gpt.config.classes
+            classes = torch.tensor([class_of(p, null_class) for p in distinct], device=self.device)
+            found = [self.gpt.class_prefix(classes).take(rows)]
+            if with_null:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_null):
+                    found.append(self.gpt.class_prefix(classes.new_tensor([null_class])).take(torch.zeros_like(rows)))
+            return found
+        features, visible = self.captions([p.text for p in distinct])
+        found = [self.gpt.caption_prefix(features, visible).take(rows)]
+        if with_null:
+            # What no caption looks like depends on the caption's length alone, so equal lengths share it.
+            lengths, which = visible.sum(1).unique(return_inverse=True)
+            slots = visible.shape[1] - torch.arange(visible.shape[1], device=self.device)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_null):
+                found.append(self.gpt.null_caption_prefix(slots <= lengths[:, None]).take(which[rows]))
+        return found
+
+    def _mixed(self, hidden: Sequence[Tensor], plan: TokenPlan) -> Tensor:
+        if len(hidden) == 1:
+            return hidden[0]
+        return guided(hidden[0], hidden[1], plan.guidance, plan.detach_null)
+
+    def _arithmetic(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16")
+
+    # --- weights -----------------------------------------------------------------------------------------------------
+
+    def parameters(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
+        return [(name, p) for name, p in self.gpt.named_parameters() if p.requires_grad]
+
+    def keep(self, copies: Mapping[str, Copy]) -> None:
+        self._copies.keep(copies)
+
+    def using(self, copy: str) -> AbstractContextManager[None]:
+        return self._copies.using(copy)
+
+    def advance(self) -> None:
+        self._copies.advance()
+
+    def state(self) -> dict[str, Tensor]:
+        return self._copies.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._copies.restore(state)
+
+    def export(self, folder: Path) -> None:
+        save_model(_merged(self.gpt), folder)
+
+
+def class_of(prompt: Prompt, classes: int) -> int:
+    """The class a prompt asks for. Raises ValueError for a prompt without one, or one out of range."""
+    number = prompt.facts.get("class_id")
+    if not isinstance(number, int) or not 0 <= number < classes:
+        raise ValueError(
+            f"prompt {prompt.id!r}: a class-conditional model needs facts.class_id, a whole number from 0 to "
+            f"{classes - 1}, not {number!r}"
+        )
+    return number
+
+
+def _plain(plan: TokenPlan, law: str) -> TokenPlan:
+    """What is left to do once guidance has been applied before the head. `tempered` is a temperature of w."""
+    return replace(plan, guidance=1.0, temperature=plan.guidance if law == "tempered" else plan.temperature)
+
+
+def _distinct(prompts: Sequence[Prompt]) -> tuple[Int[Tensor, " b"], list[Prompt]]:
+    """The prompts without repetition, and for each sample which of them it answers."""
+    place: dict[str, int] = {}
+    distinct = []
+    for prompt in prompts:
+        if prompt.id not in place:
+            place[prompt.id] = len(distinct)
+            distinct.append(prompt)
+    return torch.tensor([place[p.id] for p in prompts], dtype=torch.long), distinct
+
+
+def _adapt(gpt: GPT, lora: Lora) -> Callable[[], AbstractContextManager[None]]:
+    """Put adapters on the blocks and freeze the rest. Returns the block in which they are switched off."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    names = ["wqkv", "wo", "w1", "w2", "w3"]
+    inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names), gpt)
+    layers = [module for module in gpt.modules() if isinstance(module, BaseTunerLayer)]
+
+    @contextmanager
+    def off() -> Iterator[None]:
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    return off
+
+
+def _merged(gpt: GPT) -> GPT:
+    """The network with its adapters added into the weights, under the released key names."""
+    from copy import deepcopy
+
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    whole = deepcopy(gpt)
+    for parent in list(whole.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BaseTunerLayer):
+                child.merge()
+                setattr(parent, name, child.get_base_layer())
+    return whole

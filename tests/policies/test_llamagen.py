@@ -1,0 +1,182 @@
+"""The law drawn from is the law scored, whatever the plan; and each saving in computation is exact."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_llamagen import noise, prompts, spec
+
+from burnish.core import Copy
+from burnish.formulas.noise import Noise
+from burnish.policies.llamagen import LlamaGenPolicy, Lora
+from burnish.types import Prompt, TokenPlan, take
+
+CPU = torch.device("cpu")
+PLANS = {
+    "plain": TokenPlan(),
+    "guided": TokenPlan(guidance=3.0),
+    "hot": TokenPlan(guidance=2.0, temperature=1.7),
+    "top-k": TokenPlan(guidance=2.0, top_k=5),
+    "top-p": TokenPlan(guidance=2.0, temperature=0.8, top_p=0.7),
+    "both": TokenPlan(guidance=4.0, top_k=6, top_p=0.9),
+    "no prompt": TokenPlan(guidance=0.0),
+}
+
+
+@pytest.fixture(params=[False, True], ids=["class", "text"], scope="module")
+def text(request) -> bool:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def policy(text, tmp_path_factory) -> LlamaGenPolicy:
+    return spec(tmp_path_factory.mktemp("tiny"), text).load(CPU)
+
+
+def gap(policy: LlamaGenPolicy, rollout) -> float:
+    return (policy.logp(rollout) - rollout.logp).abs().max().item()
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_the_law_drawn_is_the_law_scored(policy, text, plan):
+    p = prompts(text)
+    rollout = policy.sample(p, plan, noise(len(p)))
+    assert gap(policy, rollout) < 1e-4
+    assert rollout.media.shape == (len(p), 3, 8, 8)
+    assert rollout.media.min() >= 0 and rollout.media.max() <= 1
+
+
+@pytest.mark.parametrize("law", ["conditional", "guided", "tempered"])
+def test_another_law_leaves_a_gap(policy, text, law):
+    p = prompts(text)
+    rollout = policy.sample(p, TokenPlan(guidance=3.0, top_k=6, law=law), noise(len(p)))
+    assert gap(policy, rollout) > 0.03
+    assert gap(policy, replace(rollout, plan=replace(rollout.plan, law="sampled"))) < 1e-4
+
+
+@pytest.mark.parametrize("law", ["sampled", "conditional", "guided", "tempered"])
+def test_without_guidance_and_filters_all_laws_are_one(policy, text, law):
+    p = prompts(text)
+    assert gap(policy, policy.sample(p, TokenPlan(law=law), noise(len(p)))) < 1e-4
+
+
+def test_frequencies_follow_the_recorded_law(policy, text):
+    """Chi-square of the first token over 1,000 draws of one prompt, against exp(logp) of each token seen."""
+    p = prompts(text)[:1] * 1000
+    rollout = policy.sample(p, TokenPlan(guidance=2.0, top_k=6), noise(len(p)))
+    first, logp = rollout.decisions[0].ids[:, 0], rollout.logp[:, 0]
+    seen = first.unique()
+    expected = torch.stack([logp[first == t][0].exp() for t in seen]) * len(p)
+    assert abs(expected.sum().item() / len(p) - 1) < 1e-3  # the kept set was seen whole
+    counts = torch.stack([(first == t).sum() for t in seen])
+    statistic = ((counts - expected) ** 2 / expected).sum().item()
+    assert statistic < 20.5  # 99.9 % point at 5 degrees of freedom
+
+
+def test_gradient_reaches_both_branches_of_guidance(policy, text):
+    p = prompts(text)
+    plan = TokenPlan(guidance=3.0)
+    rollout = policy.sample(p, plan, noise(len(p)))
+
+    def gradient(**change):
+        r = replace(rollout, plan=replace(plan, **change))
+        return torch.autograd.grad(policy.logp(r)[:, 5].sum(), policy.gpt.layers[0].attention.wqkv.weight)[0]
+
+    whole, half = gradient(), gradient(detach_null=True)
+    assert (whole - half).abs().max() > 1e-3
+    # finite difference of the whole, along a direction
+    weight = policy.gpt.layers[0].attention.wqkv.weight
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight.add_(direction, alpha=sign * 1e-3)
+            values.append(policy.logp(rollout)[:, 5].sum().item())
+            weight.sub_(direction, alpha=sign * 1e-3)
+    slope = (values[0] - values[1]) / 2e-3
+    assert slope == pytest.approx((whole * direction).sum().item(), rel=0.03, abs=0.02)
+
+
+def test_how_a_draw_is_cut_does_not_matter(policy, text):
+    p, plan = prompts(text), TokenPlan(guidance=2.0, top_k=7)
+    whole = policy.sample(p, plan, noise(len(p)))
+    for start in range(0, len(p), 3):
+        part = policy.sample(p[start : start + 3], plan, Noise(7, 0, tuple(range(len(p)))[start : start + 3]))
+        assert torch.equal(part.decisions[0].ids, whole.decisions[0].ids[start : start + 3])
+        torch.testing.assert_close(part.logp, whole.logp[start : start + 3], atol=1e-5, rtol=0)
+
+
+def test_samples_are_scored_alike_in_any_order(policy, text):
+    p = prompts(text)
+    rollout = policy.sample(p, TokenPlan(guidance=2.0), noise(len(p)))
+    order = torch.randperm(len(p), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(policy.logp(take(rollout, order)), policy.logp(rollout)[order], atol=1e-5, rtol=0)
+
+
+def test_chunks_and_recomputation_change_nothing(policy, text, tmp_path):
+    p = prompts(text)
+    rollout = policy.sample(p, TokenPlan(guidance=2.0, top_p=0.9), noise(len(p)))
+    lean = spec(tmp_path, text, logp_tokens=7, recompute=True).load(CPU)
+    results = []
+    for each in (policy, lean):
+        logp = each.logp(rollout)
+        weights = [w for _, w in each.parameters()]
+        results.append([logp, *torch.autograd.grad(logp.square().sum(), weights, allow_unused=True)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+def test_texts_are_encoded_once(tmp_path):
+    policy = spec(tmp_path, True).load(CPU)
+    p = prompts(True, each=4)
+    for step in range(3):
+        policy.logp(policy.sample(p, TokenPlan(guidance=2.0), noise(len(p), step)))
+    assert policy.captions.encoded == 4
+
+
+def test_bfloat16_draws_with_a_visible_but_small_gap(tmp_path, text):
+    policy = spec(tmp_path, text, precision="bf16").load(CPU)
+    p = prompts(text)
+    found = gap(policy, policy.sample(p, TokenPlan(guidance=2.0), noise(len(p))))
+    assert 0 < found < 0.25
+    assert all(w.dtype == torch.float32 for _, w in policy.parameters())
+
+
+def test_adapters_off_are_the_reference(tmp_path, text):
+    policy = spec(tmp_path, text, lora=Lora(rank=2)).load(CPU)
+    p = prompts(text)
+    rollout = policy.sample(p, TokenPlan(guidance=2.0), noise(len(p)))
+    policy.keep({"reference": Copy()})
+    before = policy.logp(rollout).detach()
+    assert {name.split(".")[-3] for name, _ in policy.parameters()} == {"lora_A", "lora_B"} or all(
+        "lora_" in name for name, _ in policy.parameters()
+    )
+    with torch.no_grad():
+        for _, weight in policy.parameters():
+            weight.add_(0.3)
+    assert (policy.logp(rollout) - before).abs().max() > 0.1
+    with policy.using("reference"):
+        torch.testing.assert_close(policy.logp(rollout), before)
+    policy.export(tmp_path / "out")
+    again = replace(policy.spec, gpt=str(tmp_path / "out"), lora=None).load(CPU)
+    torch.testing.assert_close(again.logp(rollout), policy.logp(rollout), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"text_encoder": "other"}, "text_encoder"), ({"pixels": 7}, "not a multiple"), ({"gpt": "/nowhere.pt"}, "no such file"),
+     ({"size": "Z"}, "no LlamaGen of size 'Z'")],
+)  # fmt: skip
+def test_settings_that_do_not_fit_get_a_sentence(tmp_path, text, change, message):
+    made = spec(tmp_path, text)
+    if change == {"text_encoder": "other"}:
+        change = {"text_encoder": "" if text else made.gpt}
+    with pytest.raises(ValueError, match=message):
+        replace(made, **change).load(CPU)
+
+
+@pytest.mark.parametrize("facts", [{}, {"class_id": 5}, {"class_id": "dog"}])
+def test_a_prompt_without_a_class_is_named(tmp_path, facts):
+    policy = spec(tmp_path, False).load(CPU)
+    with pytest.raises(ValueError, match="'x'.*class_id"):
+        policy.sample([Prompt("x", "a dog", facts)], TokenPlan(), noise(1))
