@@ -1,0 +1,231 @@
+"""Pictures on the page: before and after, through time, and the samples worth looking at."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from burnish.report.folder import Evaluated, Samples, Sheet
+from burnish.report.html import absent, data_uri, esc, number
+
+MOST_TILES = 60  # pairs shown before and after
+PICKS = 6  # samples in each of best, worst, most disputed
+WIDEST = 320  # pixels; a larger picture is reduced, or a page would weigh as much as its run
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """Several pictures of one size as one picture, so that a page carries each sheet once."""
+
+    uri: str
+    columns: int
+    rows: int
+    width: int
+    height: int
+
+    def variables(self, name: str = "--sheet") -> str:
+        """CSS that hands the sprite to the tiles inside an element."""
+        return f"{name}:url({self.uri});--cols:{self.columns};--rows:{self.rows};--aspect:{self.width / self.height:.4f}"
+
+    def place(self, index: int) -> str:
+        """CSS that shows the picture `index`."""
+        row, column = divmod(index, self.columns)
+        x, y = (100 * at / (n - 1) if n > 1 else 0 for at, n in ((column, self.columns), (row, self.rows)))
+        return f"--x:{x:.3f}%;--y:{y:.3f}%"
+
+    @property
+    def crisp(self) -> str:
+        return " crisp" if self.width <= 128 else ""  # small pictures are enlarged: show their pixels, not a blur
+
+
+def sprite(sheet: Sheet, indices: Sequence[int]) -> Sprite:
+    """Cut pictures out of a sheet and lay them out tightly."""
+    from PIL import Image
+
+    with Image.open(sheet.path) as opened:
+        whole = opened.convert("RGB")
+    shrink = min(1.0, WIDEST / sheet.width)
+    width, height = max(1, round(sheet.width * shrink)), max(1, round(sheet.height * shrink))
+    columns = max(1, math.ceil(math.sqrt(len(indices))))
+    rows = max(1, math.ceil(len(indices) / columns))
+    out = Image.new("RGB", (columns * width, rows * height))
+    for at, index in enumerate(indices):
+        one = whole.crop(sheet.box(index))
+        if shrink < 1:
+            one = one.resize((width, height), Image.Resampling.LANCZOS)
+        out.paste(one, (at % columns * width, at // columns * height))
+    buffer = io.BytesIO()
+    if width <= 128:
+        out.save(buffer, "PNG", optimize=True)
+        return Sprite(data_uri(buffer.getvalue()), columns, rows, width, height)
+    out.save(buffer, "JPEG", quality=88)
+    return Sprite(data_uri(buffer.getvalue(), "image/jpeg"), columns, rows, width, height)
+
+
+def before_after(first: Evaluated, last: Evaluated, metric: str | None, name: str) -> str:
+    """The same prompts and noise under the weights before and after, with a slider over all of them."""
+    if first.sheet is None or last.sheet is None:
+        return absent("Before and after", f"the evaluation {first.suite} saved no pictures")
+    count = min(len(first.prompts), len(last.prompts), first.sheet.count, last.sheet.count)
+    old, new = (e.values.get(metric or "", np.full(count, math.nan)) for e in (first, last))
+    chosen = list(range(count))[:MOST_TILES]
+    before, after = sprite(first.sheet, chosen), sprite(last.sheet, chosen)
+    known = [i for i in chosen if i < len(old) and i < len(new) and np.isfinite(old[i]) and np.isfinite(new[i])]
+    tiles = "".join(
+        _tile(first.prompts[i], before.place(at), after.place(at), *((old[i], new[i]) if i in known else (None, None)))
+        for at, i in enumerate(chosen)
+    )
+    only = _only(name, [(old[i], new[i]) for i in known]) if known else ""
+    return (
+        f'<div class="compare" style="--old:url({before.uri})"><div class="bar">{_views(name)}'
+        f'<label class="wipe">before <input type="range" min="0" max="100" value="50" '
+        f'aria-label="Position of the border between before and after"> after</label>{only}</div>'
+        f'<div class="tiles slide{before.crisp}" style="{after.variables("--new")}">{tiles}</div></div>'
+    )
+
+
+def _tile(prompt: str, before: str, after: str, old: float | None, new: float | None) -> str:
+    if old is None or new is None:
+        change, said = "same", ""
+    else:
+        change = "gained" if new > old else "lost" if new < old else "same"
+        tone = {"gained": "better", "lost": "worse", "same": "unknown"}[change]
+        said = f'<span class="tag {tone}">{_outcome(old, new)}</span>'
+    words = esc(prompt)
+    return (
+        f'<figure class="tile" data-change="{change}"><div class="frame">'
+        f'<div class="pic before" role="img" aria-label="Before: {words}" style="--sheet:var(--old);{before}"></div>'
+        f'<div class="pic after" role="img" aria-label="After: {words}" style="--sheet:var(--new);{after}"></div></div>'
+        f"<figcaption><b>{words}</b>{said}</figcaption></figure>"
+    )
+
+
+def _outcome(old: float, new: float) -> str:
+    if {old, new} <= {0.0, 1.0}:
+        return {(0, 0): "wrong, still wrong", (0, 1): "wrong → right", (1, 0): "right → wrong", (1, 1): "right, still right"}[
+            (int(old), int(new))
+        ]
+    return f"{number(old)} → {number(new)}"
+
+
+def _views(name: str) -> str:
+    modes = (("slide", "Slider"), ("side", "Side by side"), ("show-before", "Before"), ("show-after", "After"))
+    return _segments("View", f"{name}-view", "view", modes)
+
+
+def _only(name: str, pairs: Sequence[tuple[float, float]]) -> str:
+    gained, lost = sum(b > a for a, b in pairs), sum(b < a for a, b in pairs)
+    modes = (("all", "All"), ("gained", f"Gained {gained}"), ("lost", f"Lost {lost}"))
+    return _segments("Show", f"{name}-only", "only", modes)
+
+
+def _segments(label: str, name: str, data: str, modes: Sequence[tuple[str, str]]) -> str:
+    buttons = "".join(
+        f'<label><input type="radio" name="{esc(name)}" data-{data}="{mode}"{" checked" if at == 0 else ""}>'
+        f"<span>{esc(text)}</span></label>"
+        for at, (mode, text) in enumerate(modes)
+    )
+    return f'<div class="seg" role="radiogroup" aria-label="{label}">{buttons}</div>'
+
+
+def through_time(passes: Sequence[Evaluated], rows: int = 6, most: int = 8) -> str:
+    """The same prompt and noise at every evaluation, left to right."""
+    shown = [e for e in passes if e.sheet is not None]
+    if len(shown) < 3:
+        return ""
+    keep = sorted({round(i * (len(shown) - 1) / (most - 1)) for i in range(most)}) if len(shown) > most else None
+    shown = [shown[i] for i in keep] if keep else shown
+    count = min(rows, *(len(e.prompts) for e in shown), *(e.sheet.count for e in shown if e.sheet))
+    sprites = [sprite(e.sheet, range(count)) for e in shown if e.sheet]
+    sheets = ";".join(f"--t{n}:url({s.uri})" for n, s in enumerate(sprites))
+    head = "".join(f"<span>step {e.step}</span>" for e in shown)
+    body = "".join(
+        f"<div><span>{esc(shown[0].prompts[i])}</span>"
+        + "".join(
+            f'<div class="mini"><div class="pic" role="img" aria-label="step {e.step}: {esc(e.prompts[i])}" '
+            f'style="--sheet:var(--t{n});{sprites[n].place(i)}"></div></div>'
+            for n, e in enumerate(shown)
+        )
+        + "</div>"
+        for i in range(count)
+    )
+    shape = f"--cols:{sprites[0].columns};--rows:{sprites[0].rows};--aspect:{sprites[0].width / sprites[0].height:.4f}"
+    return (
+        f'<h3>Through training, one prompt and one noise a row</h3><div class="reel{sprites[0].crisp}" tabindex="0" '
+        f'style="--n:{len(shown)};{shape};{sheets}"><div class="head"><span></span>{head}</div>{body}</div>'
+    )
+
+
+def disagreement(parts: np.ndarray) -> np.ndarray:
+    """How far the parts (rows) of each sample (column) are apart: range of the standardised parts, NaN with fewer than two.
+
+    Each part is standardised over the valid samples of the step; a part that is constant has nothing to say and is left out.
+    """
+    z = standardised(parts)
+    told = np.isfinite(z).sum(0)
+    spread = np.where(np.isfinite(z), z, -np.inf).max(0) - np.where(np.isfinite(z), z, np.inf).min(0)
+    return np.where(told >= 2, spread, np.nan)
+
+
+def standardised(parts: np.ndarray) -> np.ndarray:
+    """Each row minus its mean over its deviation, over its finite entries; NaN where the row does not vary."""
+    out = np.full(parts.shape, np.nan)
+    for row, values in zip(out, parts, strict=True):
+        known = np.isfinite(values)
+        if known.sum() > 1 and values[known].std() > 1e-9:
+            row[known] = (values[known] - values[known].mean()) / values[known].std()
+    return out
+
+
+def picks(samples: Samples) -> str:
+    """Best, worst and most disputed samples of one step."""
+    if samples.sheet is None:
+        return absent("Samples", f"the pictures of step {samples.step} are not in the folder")
+    count = min(samples.sheet.count, len(samples.prompts))
+    total = samples.total[:count]
+    order = [int(i) for i in np.argsort(total, kind="stable") if np.isfinite(total[i])]
+    parts = np.array([samples.parts[name][:count] for name in samples.parts]).reshape(len(samples.parts), count)
+    apart = disagreement(parts) if len(parts) else np.full(count, np.nan)
+    disputed = [int(i) for i in np.argsort(-np.nan_to_num(apart, nan=-1), kind="stable") if np.isfinite(apart[i])]
+    groups = (
+        ("Best", "highest total reward", order[::-1][:PICKS]),
+        ("Worst", "lowest total reward; is the reward right about them?", order[:PICKS]),
+        ("Most disputed", "reward parts furthest apart, each standardised over the step", disputed[:PICKS]),
+    )
+    wanted = sorted({i for _, _, chosen in groups for i in chosen})
+    if not wanted:
+        return absent("Samples", f"no sample of step {samples.step} has a valid score")
+    sheet, z = sprite(samples.sheet, wanted), standardised(parts)
+    out = ""
+    for title, note, chosen in groups:
+        cards = "".join(_pick(samples, i, sheet.place(wanted.index(i)), z[:, i]) for i in chosen)
+        why = "the reward has one part, or its parts do not vary, so nothing can disagree"
+        out += f'<h3>{title} <span class="note">{DASHED}{note}</span></h3>'
+        out += f'<div class="picks">{cards}</div>' if chosen else absent(title, why)
+    return f'<div class="{sheet.crisp.strip()}" style="{sheet.variables()}">{out}</div>'
+
+
+DASHED = "\u2002"
+
+
+def _pick(samples: Samples, index: int, place: str, z: np.ndarray) -> str:
+    rows = ""
+    for (name, values), score in zip(samples.parts.items(), z, strict=True):
+        width = min(abs(score), 3) / 6 * 100 if np.isfinite(score) else 0
+        bar = f'<i class="{"up" if score > 0 else "down"}" style="width:{width:.1f}%"></i>' if width else ""
+        label = f"{score:+.1f} deviations from the mean" if np.isfinite(score) else "does not vary or is invalid"
+        rows += (
+            f'<dt>{esc(name)}</dt><dd class="z" title="{label}">{bar}</dd><dd class="num">{number(values[index])}</dd>'
+        )
+    advantage = number(samples.advantage[index], sign=True) if index < len(samples.advantage) else number(None)
+    prompt = esc(samples.prompts[index])
+    return (
+        f'<figure class="card pick"><div class="mini"><div class="pic" role="img" aria-label="{prompt}" style="{place}">'
+        f"</div></div><figcaption><b>{prompt}</b><dl>{rows}</dl>"
+        f'<div class="advantage"><span>total <b class="num">{number(samples.total[index])}</b></span>'
+        f'<span>advantage <b class="num">{advantage}</b></span></div></figcaption></figure>'
+    )
