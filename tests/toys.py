@@ -2,7 +2,7 @@
 
 policy = ToyRaster().load(torch.device("cpu"))
 rollout = policy.sample(toy_prompts(2, group=4), TokenPlan(group=4), Noise(seed=0, step=1, ids=tuple(range(8))))
-everything = policy.enumerate(toy_prompt(0), TokenPlan())      # all 64 sequences; everything.logp.sum(1).exp() sums to 1
+everything = policy.enumerate(toy_prompt(0), TokenPlan())  # everything.logp.sum(1).exp() sums to 1
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ToyRaster(PolicySpec):
     symbols: int = 4  # gray levels; a sample is one of symbols ** tokens
     classes: int = 3  # prompts: facts["class"] in 0..classes-1; one more row is the null class
     width: int = 6  # hidden units
-    spread: float = 1.5  # standard deviation of the first weights; larger is further from uniform
+    spread: float = 0.7  # standard deviation of the first weights; larger is further from uniform
     seed: int = 0  # of the first weights
     dtype: torch.dtype = torch.float32  # float64 for exact gradients
 
@@ -81,7 +81,7 @@ class ToyPolicy(Policy):
         return logp_of(self._law(rollout.prompts, ids, rollout.plan, rollout.plan.law, keep=ids), ids)
 
     def enumerate(self, prompt: Prompt, plan: TokenPlan) -> Rollout:
-        """Every sequence once, with its exact log-probability under the law that would be sampled from (-inf: filtered)."""
+        """Every sequence once, with the exact log-probability of the law sampled from (-inf where filtered)."""
         ids = torch.tensor(list(itertools.product(range(self.spec.symbols), repeat=self.spec.tokens)))
         with torch.no_grad():
             return self._rollout([prompt] * len(ids), ids, plan, tuple(range(len(ids))))
