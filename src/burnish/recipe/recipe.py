@@ -37,9 +37,13 @@ class Recipe:
     steps: int  # updates of the outer loop: draw, score, weigh, update
     optim: Optim = field(default_factory=Optim)
     seed: int = 0  # of everything random in the run
-    flat_groups: Literal["keep", "drop", "refill"] = "keep"  # groups whose scores are all equal: count in the loss, do not, or are replaced by new draws
+    flat_groups: Literal["keep", "drop", "refill"] = (
+        "keep"  # groups whose scores are all equal: count in the loss, do not, or are replaced by new draws
+    )
     measures: Mapping[str, Reward] = field(default_factory=dict)  # scored and reported, never trained on
-    suites: Mapping[str, Suite] = field(default_factory=dict)  # run before the first step, every `evaluate_every` and at the end
+    suites: Mapping[str, Suite] = field(
+        default_factory=dict
+    )  # run before the first step, every `evaluate_every` and at the end
     evaluate_every: int = 0  # steps between evaluations; 0 evaluates before and after only
     checkpoint_every: int = 50  # steps between checkpoints; one is always written at the end
     keep_checkpoints: int = 2  # older ones are removed

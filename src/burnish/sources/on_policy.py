@@ -1,0 +1,56 @@
+"""Samples are drawn by the policy that is being trained, from prompts taken in a shuffled order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from burnish.core import Planner, Policy, Source
+from burnish.formulas.noise import Noise, generator
+from burnish.prompts import read_prompts
+from burnish.types import Prompt, Rollout, TokenPlan, concatenate
+
+
+@dataclass(frozen=True)
+class OnPolicy(Source):
+    """A group of fresh samples for each of `per_step` prompts, as in GRPO (arXiv:2402.03300, algorithm 1).
+
+    The order is a permutation keyed by (seed, epoch): a function of the step, so nothing has to be saved. A step never
+    holds a prompt twice: prompts left over at the end of an epoch are left out of it, others in every epoch.
+    """
+
+    prompts: str  # file.txt, one a line; file.jsonl with text, id, facts; or module:function
+    plan: Planner  # how each group is drawn
+    per_step: int = 8  # distinct prompts of a step
+    rows: int = 0  # samples drawn at once; 0 draws all. Changes memory, not the samples
+
+    def __post_init__(self) -> None:
+        if self.per_step < 1:
+            raise ValueError(f"per_step must be at least 1, got {self.per_step}")
+        if self.rows < 0:
+            raise ValueError(f"rows must be 0 (draws all at once) or more, got {self.rows}")
+
+    def prompts_at(self, step: int, seed: int) -> Sequence[Prompt]:
+        prompts = read_prompts(self.prompts)
+        if self.per_step > len(prompts):
+            raise ValueError(f"{self.prompts} holds {len(prompts)} prompts, fewer than per_step: {self.per_step}")
+        epoch, place = divmod(step, len(prompts) // self.per_step)
+        order = generator("prompts", seed, epoch).permutation(len(prompts))
+        return [prompts[i] for i in order[place * self.per_step : (place + 1) * self.per_step]]
+
+    def plan_at(self, step: int) -> TokenPlan:
+        return self.plan.at(step)
+
+    def draw(self, policy: Policy, step: int, seed: int, attempt: int = 0) -> Rollout:
+        plan = self.plan_at(step)
+        prompts = [prompt for prompt in self.prompts_at(step, seed) for _ in range(plan.group)]
+        b = len(prompts)
+        ids = tuple(range(attempt * b, (attempt + 1) * b))
+        rows = self.rows or b
+        chunks = [slice(start, min(start + rows, b)) for start in range(0, b, rows)]
+        drawn = concatenate([policy.sample(prompts[c], plan, Noise(seed, step, ids[c])) for c in chunks])
+        # a policy numbers the prompts of one chunk; a group that two chunks share is still one group
+        group = torch.arange(self.per_step).repeat_interleave(plan.group).to(drawn.group)
+        return replace(drawn, group=group)
