@@ -1,0 +1,164 @@
+"""Train the scenes' base models: LlamaGens over the scenes' tokenizer, on rendered scenes and their captions.
+
+    burnish world text    --tokenizer FOLDER --seconds 900 --seed 0 --out FOLDER
+    burnish world classes --tokenizer FOLDER --seconds 400 --seed 0 --out FOLDER
+
+Cross-entropy of the tokens, the prompt left out for one in ten (LlamaGen's recipe for guidance). The text model's T5
+encoder is trained with it and frozen from then on. Base models see all combinations: which of them are held out
+concerns reinforcement learning, which must not have trained on what it is asked afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from burnish.formulas.noise import generator
+from burnish.models.llamagen.files import load_vq, save_model
+from burnish.models.llamagen.gpt import GPT, GPTConfig, Prefix
+from burnish.types import Prompt
+from burnish.worlds.scenes.classes import class_prompts
+from burnish.worlds.scenes.grammar import vocabulary
+from burnish.worlds.scenes.render import Scene, captions, draw_scene, render
+from burnish.worlds.scenes.words import word_tokenizer
+
+SLOTS = 12  # longest prompt and its end, in words
+TEXT_WIDTH = 96
+SHAPE = {"dim": 192, "layers": 6, "heads": 6}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a base model is trained."""
+
+    seconds: float = 900.0  # wall clock; the learning rate falls to zero at its end
+    seed: int = 0
+    scenes: int = 40_000  # rendered and tokenised once, before training
+    batch: int = 64  # images a step
+    lr: float = 2e-3
+    warmup: int = 100  # steps of rising learning rate
+    dropout: float = 0.1  # share of images whose prompt is left out
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokenised scenes, and the prompt of each."""
+
+    ids: Int[Tensor, "n k"]
+    prompts: list[Prompt]
+
+
+def train_text(settings: Settings, tokenizer: Path, out: Path) -> None:
+    """Train and write the text-conditional model, with its encoder beside it in `out/encoder`."""
+    from transformers import T5Config, T5EncoderModel
+
+    pairs = captions(settings.scenes, generator(settings.seed, "text"))
+    corpus = tokenised(pairs, tokenizer)
+    torch.manual_seed(settings.seed)
+    words = word_tokenizer(vocabulary(), SLOTS)
+    shape = T5Config(vocab_size=len(words), d_model=TEXT_WIDTH, d_kv=24, d_ff=256, num_layers=3, num_heads=4, dropout_rate=0.0)
+    encoder = T5EncoderModel(shape)
+    gpt = GPT(GPTConfig(**SHAPE, vocabulary=_codes(tokenizer), caption_dim=TEXT_WIDTH, caption_length=SLOTS))
+    texts = list(dict.fromkeys(p.text for p in corpus.prompts))
+    row = {text: i for i, text in enumerate(texts)}
+    which = torch.tensor([row[p.text] for p in corpus.prompts])
+    encoded = words(texts, padding="max_length", max_length=SLOTS, return_tensors="pt")
+
+    def prefix(pick: Tensor, without: Tensor) -> Prefix:
+        distinct, rows = which[pick].unique(return_inverse=True)
+        mask = encoded.attention_mask[distinct]
+        hidden = encoder(encoded.input_ids[distinct], attention_mask=mask).last_hidden_state
+        lengths = mask.sum(1, keepdim=True)
+        visible = torch.arange(SLOTS) >= SLOTS - lengths  # captions are padded on the left, as LlamaGen's are
+        source = (torch.arange(SLOTS) - (SLOTS - lengths)).clamp(min=0).unsqueeze(-1)
+        hidden = hidden.gather(1, source.expand(-1, -1, hidden.shape[-1]))
+        both = Prefix.concatenate([gpt.caption_prefix(hidden, visible), gpt.null_caption_prefix(visible)])
+        return both.take(rows + without.long() * len(distinct))
+
+    log = _fit(gpt, [*gpt.parameters(), *encoder.parameters()], prefix, corpus, settings)
+    save_model(gpt.eval(), out, torch.float16)
+    encoder.half().save_pretrained(out / "encoder")
+    words.save_pretrained(out / "encoder")
+    (out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
+
+
+def train_classes(settings: Settings, tokenizer: Path, out: Path) -> None:
+    """Train and write the class-conditional model."""
+    prompts, draws = class_prompts(), generator(settings.seed, "classes")
+    chosen = [prompts[draws.integers(len(prompts))] for _ in range(settings.scenes)]
+    corpus = tokenised([(p, draw_scene(p.facts, draws)) for p in chosen], tokenizer)
+    torch.manual_seed(settings.seed)
+    gpt = GPT(GPTConfig(**SHAPE, vocabulary=_codes(tokenizer), classes=len(prompts)))
+    classes = torch.tensor([p.facts["class_id"] for p in chosen])
+
+    def prefix(pick: Tensor, without: Tensor) -> Prefix:
+        return gpt.class_prefix(classes[pick].masked_fill(without, len(prompts)))
+
+    log = _fit(gpt, list(gpt.parameters()), prefix, corpus, settings)
+    save_model(gpt.eval(), out, torch.float16)
+    (out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
+
+
+@torch.no_grad()
+def tokenised(pairs: list[tuple[Prompt, Scene]], tokenizer: Path, rows: int = 64) -> Corpus:
+    """The scenes as token ids."""
+    vq = load_vq(tokenizer, None).eval().bfloat16()
+    ids = []
+    for start in range(0, len(pairs), rows):
+        pictures = render([scene for _, scene in pairs[start : start + rows]])
+        ids.append(vq.encode(pictures.bfloat16()))
+    return Corpus(torch.cat(ids), [prompt for prompt, _ in pairs])
+
+
+def _fit(
+    gpt: GPT, weights: list, prefix: Callable[[Tensor, Tensor], Prefix], corpus: Corpus, settings: Settings
+) -> dict:
+    optimiser = torch.optim.AdamW(weights, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.05)
+    draws = torch.Generator().manual_seed(settings.seed)
+    side = round(corpus.ids.shape[1] ** 0.5)
+    log, step, start = [], 0, time.monotonic()
+    while (done := (time.monotonic() - start) / settings.seconds) < 1:
+        rate = settings.lr * min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * done))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        pick = torch.randint(len(corpus.ids), (settings.batch,), generator=draws)
+        without = torch.rand(settings.batch, generator=draws) < settings.dropout
+        ids = corpus.ids[pick]
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = gpt.output(gpt.all(ids, prefix(pick, without), side))
+        loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        if step % 100 == 0:
+            log.append({"step": step, "seconds": round(time.monotonic() - start), "nats_per_token": round(loss.item(), 4)})
+            print(json.dumps(log[-1]), flush=True)
+        step += 1
+    return {"steps": step, "log": log}
+
+
+def _codes(tokenizer: Path) -> int:
+    return json.loads((tokenizer / "config.json").read_text())["tokenizer"]["codes"]
+
+
+def main(kind: str, argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog=f"burnish world {kind}", description=__doc__.splitlines()[0])
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=Settings.seconds)
+    parser.add_argument("--scenes", type=int, default=Settings.scenes)
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--out", type=Path, required=True)
+    known = parser.parse_args(argv)
+    train = train_text if kind == "text" else train_classes
+    train(Settings(seconds=known.seconds, seed=known.seed, scenes=known.scenes), known.tokenizer, known.out)
