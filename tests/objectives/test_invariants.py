@@ -6,31 +6,32 @@ from dataclasses import replace
 
 import pytest
 import torch
-from objectives.enumerable import Bigram, batch_of, slope, unscored, worth
+from objectives.enumerable import batch_of, slope, toy, unscored, worth
+from toys import ToyPolicy, toy_prompts
 
 from burnish.formulas.noise import Noise
 from burnish.objectives.cispo import CISPO
 from burnish.objectives.gspo import GSPO
 from burnish.objectives.ppo_clip import PPOClip
 from burnish.objectives.reinforce import Reinforce
-from burnish.types import Batch, Prompt, TokenPlan
+from burnish.types import Batch, TokenPlan
 
 K = 4
-PROMPTS = [Prompt(str(i // 8), "") for i in range(16)]
+PROMPTS = toy_prompts(2, group=8)
 
 
-def drawn(policy: Bigram, **plan) -> Batch:
+def drawn(policy: ToyPolicy, **plan) -> Batch:
     rollout = policy.sample(PROMPTS, TokenPlan(**plan), Noise(0, 0, tuple(range(16))))
     return batch_of(rollout, worth(rollout) - 0.1)
 
 
-def gradient(objective, batch: Batch, policy: Bigram) -> torch.Tensor:
+def gradient(objective, batch: Batch, policy: ToyPolicy) -> torch.Tensor:
     return slope(objective.loss(batch, policy, unscored), policy)
 
 
 def test_with_equal_lengths_the_averages_agree_and_a_constant_length_only_scales():
     """Section 1, test (b): GRPO = BNPO = DAPO, and Dr.GRPO is L / L_max of them."""
-    policy = Bigram(K, prompts=2)
+    policy = toy(K)
     batch = drawn(policy)
     token, sequence, local = (gradient(PPOClip(aggregation=a), batch, policy) for a in ("token", "sequence", "local"))
     torch.testing.assert_close(token, sequence)
@@ -39,7 +40,7 @@ def test_with_equal_lengths_the_averages_agree_and_a_constant_length_only_scales
 
 
 def test_surrogates_differ_in_nothing_at_the_weights_that_drew():
-    policy = Bigram(K, prompts=2)
+    policy = toy(K)
     batch = drawn(policy, guidance=2.0, top_k=2)
     found = [gradient(o, batch, policy) for o in (PPOClip(), CISPO(), Reinforce(), GSPO(), GSPO(per_token=True))]
     for other in found[1:]:
@@ -48,7 +49,7 @@ def test_surrogates_differ_in_nothing_at_the_weights_that_drew():
 
 def moved(objective, advantage: float, nats: float) -> torch.Tensor:
     """The gradient when every ratio is e^nats and every advantage is `advantage`."""
-    policy = Bigram(K, prompts=2)
+    policy = toy(K)
     batch = drawn(policy)
     rollout = replace(batch.rollout, anchor=batch.rollout.logp - nats)
     return gradient(objective, batch_of(rollout, torch.full((16,), advantage, dtype=torch.float64)), policy)
@@ -76,7 +77,7 @@ def test_clip_high_is_above_and_clip_is_below():
 @pytest.mark.parametrize("objective", [PPOClip, CISPO, Reinforce, GSPO])
 def test_kl_pulls_back_to_the_reference(objective):
     """With no advantage, a small step down the loss brings the policy nearer, and the metric says how far it was."""
-    policy = Bigram(K, prompts=2)
+    policy = toy(K)
     batch = drawn(policy)
     far = batch.rollout.logp + 0.5 * torch.randn(16, K, dtype=torch.float64)
     batch = batch_of(replace(batch.rollout, reference=far), torch.zeros(16, dtype=torch.float64))
@@ -92,7 +93,7 @@ def test_kl_pulls_back_to_the_reference(objective):
 
 def test_law_gap_sees_a_law_that_was_not_sampled_from():
     """Section 2, tests (2) and (3)."""
-    policy = Bigram(K, prompts=2)
+    policy = toy(K)
     for law, low, high in (("sampled", 0.0, 1e-9), ("conditional", 0.1, 99.0), ("guided", 0.01, 99.0)):
         batch = drawn(policy, guidance=3.0, top_k=2, law=law)
         metrics = PPOClip().loss(batch, policy, unscored).metrics
@@ -102,7 +103,7 @@ def test_law_gap_sees_a_law_that_was_not_sampled_from():
 
 
 def test_clipped_shares_by_hand():
-    policy = Bigram(K, prompts=2)
+    policy = toy(K)
     batch = drawn(policy)
     nats = torch.zeros(16, K, dtype=torch.float64)
     nats[:4], nats[4:12] = 1.0, -1.0
@@ -128,7 +129,7 @@ def test_settings_that_cannot_work_are_explained(make, word):
 
 
 def test_gspo_refuses_an_advantage_of_decisions_unless_told():
-    policy = Bigram(K, prompts=2)
+    policy = toy(K)
     batch = drawn(policy)
     batch = replace(batch, advantage=torch.randn(16, K, dtype=torch.float64))
     with pytest.raises(ValueError, match="per_token"):
