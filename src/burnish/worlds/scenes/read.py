@@ -55,6 +55,8 @@ def read(images: Float[Tensor, "b 3 64 64"]) -> list[tuple[Object, ...]]:
         raise ValueError(
             f"the scenes verifier reads pictures of shape (b, 3, {SIDE}, {SIDE}), not {tuple(images.shape)}"
         )
+    if len(images) == 0:
+        return []
     pixels = images.detach().float().cpu().numpy().transpose(0, 2, 3, 1) * 255
     pixels = np.nan_to_num(pixels, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255)
     found: list[list[Object]] = [[] for _ in pixels]
@@ -73,10 +75,9 @@ def read(images: Float[Tensor, "b 3 64 64"]) -> list[tuple[Object, ...]]:
 def _background(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Background colour (b, 3), and the share (b) of each picture that is near it."""
     flat = pixels.reshape(len(pixels), SIDE * SIDE, 3)
-    first = np.median(flat, axis=1) if len(flat) else np.zeros((0, 3), np.float32)
+    first = np.median(flat, axis=1)
     near = np.linalg.norm(flat - first[:, None], axis=2) < 1.5 * NEAR
     back = np.array([np.median(f[n], axis=0) if n.any() else m for f, n, m in zip(flat, near, first, strict=True)])
-    back = back.reshape(-1, 3)
     return back, (np.linalg.norm(flat - back[:, None], axis=2) < NEAR).mean(1)
 
 

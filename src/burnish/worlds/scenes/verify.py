@@ -26,7 +26,7 @@ from torch import Tensor
 from burnish.formulas.noise import generator
 from burnish.types import Prompt
 from burnish.worlds.scenes.grammar import CATEGORIES, NUMBERS, parse, plural
-from burnish.worlds.scenes.read import read
+from burnish.worlds.scenes.read import UNREADABLE, read
 from burnish.worlds.scenes.render import Object, captions, render
 
 MARGIN = 8.0  # pixels between two centres; drawn ones have at least 14
@@ -89,7 +89,7 @@ def requirements(objects: Sequence[Object], facts: Mapping[str, Any]) -> tuple[R
     checks = []
     for want in facts["objects"]:
         shape, colour, count = want["shape"], want["colour"], want["count"]
-        same = [o for o in objects if o.shape == shape]
+        same = [o for o in objects if o.shape == shape and o.colour != UNREADABLE]
         checks.append(_check(len(same) == count, f"wants {_some(count, shape)}, sees {_some(len(same), shape)}"))
         if colour is not None:
             painted = sum(o.colour == colour for o in same)
@@ -98,7 +98,9 @@ def requirements(objects: Sequence[Object], facts: Mapping[str, Any]) -> tuple[R
     if facts["relation"] is not None:
         checks.append(_related(objects, facts))
     total = sum(want["count"] for want in facts["objects"])
-    checks.append(_check(len(objects) == total, f"wants {_some(total, 'object')} in all, sees {len(objects)}"))
+    checks.append(
+        _check(len(objects) == total, f"wants {_some(total, 'object')} in all, sees {_some(len(objects), 'object')}")
+    )
     return tuple(checks)
 
 
