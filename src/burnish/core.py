@@ -34,7 +34,9 @@ class Needs:
 
     draw_from: str = "live"  # weights that draw the samples: "live" or the name of a copy
     copies: Mapping[str, Copy] = field(default_factory=dict)
-    anchor: Literal["behaviour", "recomputed"] = "behaviour"  # ratios against the law drawn from, or the trained law before the update
+    anchor: Literal["behaviour", "recomputed"] = (
+        "behaviour"  # ratios against the law drawn from, or the trained law before the update
+    )
     reward_gradient: bool = False  # the reward is differentiated
     whole_groups: bool = False  # a micro-batch must not split a group
 
@@ -44,7 +46,7 @@ class Policy(ABC):
 
     @abstractmethod
     def sample(self, prompts: Sequence[Prompt], plan: TokenPlan, noise: Noise) -> Rollout:
-        """Draw one sample for every prompt (equal prompts may repeat), recording the log-probability of the law drawn from.
+        """Draw one sample for every prompt (prompts may repeat), recording the log-probability of the law drawn from.
 
         `group` of the result numbers the distinct prompts. No gradient is recorded.
         """

@@ -62,7 +62,9 @@ class Rollout:
     plan: TokenPlan
     ids: tuple[int, ...]  # keys of the noise, unique within the step
     anchor: Float[Tensor, "b k"] | None = None  # log-probability that ratios are taken against; None: the recorded one
-    reference: Float[Tensor, "b k"] | None = None  # log-probability under the reference weights, where something needs it
+    reference: Float[Tensor, "b k"] | None = (
+        None  # log-probability under the reference weights, where something needs it
+    )
 
     @property
     def logp(self) -> Float[Tensor, "b k"]:

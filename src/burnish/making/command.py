@@ -1,6 +1,6 @@
 """`burnish world WHAT ...`: the commands that made the checkpoints of the embedded world.
 
-    tokenizer  text  classes  clip  realism  quality      train one of them (each with --help)
+tokenizer  text  classes  clip  realism  quality      train one of them (each with --help)
 """
 
 from __future__ import annotations

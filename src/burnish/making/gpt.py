@@ -66,7 +66,8 @@ def train_text(settings: Settings, tokenizer: Path, out: Path) -> None:
     corpus = tokenised(pairs, tokenizer)
     torch.manual_seed(settings.seed)
     words = word_tokenizer(vocabulary(), SLOTS)
-    shape = T5Config(vocab_size=len(words), d_model=TEXT_WIDTH, d_kv=24, d_ff=256, num_layers=3, num_heads=4, dropout_rate=0.0)
+    tower = {"d_model": TEXT_WIDTH, "d_kv": 24, "d_ff": 256, "num_layers": 3, "num_heads": 4, "dropout_rate": 0.0}
+    shape = T5Config(vocab_size=len(words), **tower)
     encoder = T5EncoderModel(shape)
     gpt = GPT(GPTConfig(**SHAPE, vocabulary=_codes(tokenizer), caption_dim=TEXT_WIDTH, caption_length=SLOTS))
     texts = list(dict.fromkeys(p.text for p in corpus.prompts))
@@ -142,8 +143,9 @@ def _fit(
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         if step % 100 == 0:
-            log.append({"step": step, "seconds": round(time.monotonic() - start), "nats_per_token": round(loss.item(), 4)})
-            print(json.dumps(log[-1]), flush=True)
+            row = {"step": step, "seconds": round(time.monotonic() - start), "nats_per_token": round(loss.item(), 4)}
+            log.append(row)
+            print(json.dumps(row), flush=True)
         step += 1
     return {"steps": step, "log": log}
 

@@ -65,7 +65,8 @@ def train(out: Path, examples: Examples, labels: dict[int, str], seconds: float,
             print(json.dumps(log[-1]), flush=True)
         step += 1
     model.eval().half().save_pretrained(out)
-    ConvNextImageProcessor(size={"shortest_edge": SIDE}, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(out)
+    pixels = ConvNextImageProcessor(size={"shortest_edge": SIDE}, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    pixels.save_pretrained(out)
     (out / "log.json").write_text(json.dumps({"steps": step, "log": log}, indent=1) + "\n")
 
 

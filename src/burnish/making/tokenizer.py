@@ -86,8 +86,9 @@ def train(settings: Settings) -> tuple[VQModel, dict]:
             for slow, quick in zip(model.parameters(), fast.parameters(), strict=True):
                 quick.copy_(slow)
         if step % 50 == 0:
-            row = {"step": step, "seconds": round(time.monotonic() - start), "error": round(error.item(), 5),
-                   "distance": round(distance.item(), 4), "codes": int((used > 0).sum()), "norm": round(norm.item(), 3)}  # fmt: skip
+            found = {"error": error.item(), "distance": distance.item(), "norm": norm.item()}
+            row = {"step": step, "seconds": round(time.monotonic() - start), "codes": int((used > 0).sum())}
+            row |= {name: round(value, 4) for name, value in found.items()}
             log.append(row)
             print(json.dumps(row), flush=True)
         step += 1

@@ -60,7 +60,7 @@ class Captions:
 
 
 def clean(text: str) -> str:
-    """A caption as LlamaGen's T5 saw it: entities decoded, broken Unicode mended, tags dropped, lower case, one space."""
+    """A caption as LlamaGen's T5 saw it: entities decoded, Unicode mended, tags dropped, lower case, single spaces."""
     import html
 
     import ftfy

@@ -21,9 +21,9 @@ def locate(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in (".pt", ".safetensors", ".pth"):
-        if ":" not in name:
-            raise ValueError(f"{name}: no such file or folder")
+    plainly_a_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if ":" not in name and (plainly_a_path or path.suffix in (".pt", ".safetensors", ".pth")):
+        raise ValueError(f"{name}: no such file or folder")
     return None
 
 

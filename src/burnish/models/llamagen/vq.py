@@ -1,8 +1,8 @@
-"""LlamaGen's image tokenizer: a VQGAN with normalised codes. Sun et al. 2024, arXiv:2406.06525; section 5.1 of the notes.
+"""LlamaGen's image tokenizer: a VQGAN with normalised codes. Sun et al. 2024, arXiv:2406.06525.
 
-Traps kept exactly: features and code vectors are both normalised before the nearest code is sought, and the *normalised*
-vector is what the decoder sees; down-sampling pads right and bottom only; attention is single-headed and sits in the
-lowest resolution and in the middle. The decoder's range is [-1, 1]; pictures here are in [0, 1].
+Traps kept exactly: features and code vectors are both normalised before the nearest code is sought, and the
+*normalised* vector is what the decoder sees; down-sampling pads right and bottom only; attention is single-headed and
+sits in the lowest resolution and in the middle. The decoder's range is [-1, 1]; pictures here are in [0, 1].
 """
 
 from __future__ import annotations
