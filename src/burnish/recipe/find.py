@@ -60,13 +60,13 @@ def names(kind: Kind) -> tuple[str, ...]:
 
 @cache
 def listing(kind: Kind) -> tuple[tuple[str, str], ...]:
-    """(name, first line of its docstring) of every shipped component of a kind, read without importing any."""
+    """(name, first line of its file's docstring) of every shipped component of a kind, read without importing any."""
     found = []
     for name, path in _modules(ROOT / kind.folder):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and kind.base in _bases(node):
-                text = ast.get_docstring(node) or ast.get_docstring(tree) or ""
+                text = ast.get_docstring(tree) or ast.get_docstring(node) or ""
                 found.append((name, text.split("\n")[0]))
     return tuple(found)
 

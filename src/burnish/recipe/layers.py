@@ -118,7 +118,8 @@ def _nested_component(kind: find.Kind, data: object, path: str, value: object, w
         known = find.names(kind)
         if asked in known:
             raise ValueError(
-                f"{where}: the {kind.word} is {name!r}, not {asked!r}; to change it, write {_typed(where)}={asked} first"
+                f"{where}: the {kind.word} is {name!r}, not {asked!r}; to change it, write "
+                f"{_typed(where)}={asked} first"
             )
         raise ValueError(f"{where}.{asked}: the {kind.word} here is {name!r}; write {_typed(where)}.{name}.{path}")
     cls = find.component(kind, name, where)

@@ -163,14 +163,15 @@ def _one_line(problem: Exception) -> str:
 
 def _traced(data: object, before: Mapping[str, str], layer: object, name: str) -> dict[str, str]:
     """Origins of all values of `data`: those that the layer holds come from it, the others from before."""
-    set_here = set(_leaves(layer))
+    set_here = set(leaves(layer))
     return {
-        path: name if path in set_here else before[path] for path in _leaves(data) if path in set_here or path in before
+        path: name if path in set_here else before[path] for path in leaves(data) if path in set_here or path in before
     }
 
 
-def _leaves(data: object, path: str = "") -> list[str]:
-    """Paths of all single values. A list is a single value, and so is a component without settings."""
+def leaves(data: object, path: str = "") -> dict[str, object]:
+    """All single values by their path. A list is a single value, and so is a component without settings."""
     if isinstance(data, Mapping) and data:
-        return [leaf for key, item in data.items() for leaf in _leaves(item, f"{path}.{key}" if path else str(key))]
-    return [path]
+        parts = (leaves(item, f"{path}.{key}" if path else str(key)) for key, item in data.items())
+        return {leaf: value for part in parts for leaf, value in part.items()}
+    return {path: data}
