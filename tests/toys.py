@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from burnish.core import Copy, Policy, PolicySpec
+from burnish.core import Copy, Evaluation, Policy, PolicySpec, Reward, Scorer, Suite
 from burnish.formulas.noise import Noise
 from burnish.formulas.tokens import draw, entropy, law_logits, logp_of
 from burnish.models.weights import Copies
-from burnish.types import Law, Prompt, Rollout, TokenPlan, Tokens
+from burnish.types import Law, Prompt, Rollout, Scores, TokenPlan, Tokens
 
 
 def toy_prompt(number: int) -> Prompt:
@@ -44,7 +44,7 @@ class ToyRaster(PolicySpec):
     width: int = 6  # hidden units
     spread: float = 0.7  # standard deviation of the first weights; larger is further from uniform
     seed: int = 0  # of the first weights
-    dtype: torch.dtype = torch.float32  # float64 for exact gradients
+    dtype: torch.dtype | None = None  # None: float32; float64 for exact gradients
 
     def load(self, device: torch.device) -> ToyPolicy:
         return ToyPolicy(self, device)
@@ -59,7 +59,9 @@ class ToyPolicy(Policy):
         shapes = {"prompt": (spec.classes + 1, n), "token": (k, v, n), "head": (k, n, v), "bias": (k, v)}
         random = torch.Generator().manual_seed(spec.seed)
         self.weights = {
-            name: torch.nn.Parameter((torch.randn(shape, generator=random) * spec.spread).to(device, spec.dtype))
+            name: torch.nn.Parameter(
+                (torch.randn(shape, generator=random) * spec.spread).to(device, spec.dtype or torch.float32)
+            )
             for name, shape in shapes.items()
         }
         self._copies = Copies(self.parameters())
@@ -141,3 +143,55 @@ def picture(ids: Int[Tensor, "b k"], symbols: int) -> Float[Tensor, "b 3 4 w"]:
     """Each token a gray patch of 4 x 4, side by side: level id / (symbols - 1)."""
     gray = (ids.float() / (symbols - 1)).repeat_interleave(4, 1)  # b 4k
     return gray[:, None, None, :].expand(-1, 3, 4, -1).contiguous()
+
+
+def prompts() -> list[Prompt]:
+    """For sources: `prompts: toys:prompts`."""
+    return [toy_prompt(n) for n in range(3)]
+
+
+@dataclass(frozen=True)
+class Brightness(Reward):
+    """Mean gray level. `spoil` makes it misbehave, to see what the engine says."""
+
+    spoil: str = ""  # raise, shape, type, lie, some (every third is invalid), all
+
+    def load(self, device: torch.device) -> Scorer:
+        return BrightnessScorer(self)
+
+
+class BrightnessScorer(Scorer):
+    def __init__(self, spec: Brightness) -> None:
+        self.spec = spec
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Scores:
+        values = images.mean((1, 2, 3))
+        match self.spec.spoil:
+            case "raise":
+                raise KeyError("no such endpoint")
+            case "shape":
+                values = values.unsqueeze(1)
+            case "lie":
+                values[2] = torch.nan
+                return Scores(values, {"brightness": values}, torch.ones(len(values), dtype=torch.bool))
+            case "some":
+                values[::3] = torch.nan
+            case "all":
+                values[:] = torch.nan
+            case "type":
+                return values  # type: ignore[return-value]
+        return Scores.of("brightness", values)
+
+
+@dataclass(frozen=True)
+class ToySuite(Suite):
+    """Brightness of `each` samples of every prompt, and their spread, which is no mean over samples."""
+
+    each: int = 16  # samples of each prompt
+
+    def run(self, policy: Policy, reward: Scorer | None, seed: int) -> Evaluation:
+        asked = tuple(p for p in prompts() for _ in range(self.each))
+        drawn = policy.sample(asked, TokenPlan(group=self.each), Noise(seed, 0, tuple(range(len(asked))), "evaluate"))
+        bright = drawn.media.mean((1, 2, 3))
+        metrics = {"verified": float(bright.mean()), "spread": float(bright.std())}
+        return Evaluation(metrics, {"verified": bright}, asked, drawn.media)

@@ -1,4 +1,4 @@
-"""A bar on the terminal with the reward as it moves. Nothing is drawn in the first two seconds, or without a terminal."""
+"""A bar on the terminal with the reward as it moves. Nothing is drawn in the first two seconds."""
 
 from __future__ import annotations
 

@@ -1,18 +1,19 @@
-"""Writes the run folder. Everything a person or a program needs to read a run is in it; other programs read these files.
+"""Writes the run folder. Everything a person or a program needs to read a run is in it; other programs read it.
 
     recipe.yaml          the recipe as `recipe.encode` gives it
-    environment.json     version, commit, python, torch, transformers, platform, cpu, threads, device, seed, command, started
-                         (UTC, ISO 8601); `resumed`: a list of {step, started, command}, one for every resumption
-    metrics.jsonl        one JSON object a step: {"step": 7, "<stage>/<what>": number or null, ...}; null is not finite or
-                         not known. Step 0 is before the first update and has only eval/<suite>_<metric>; a step that
-                         was evaluated has those too. Names that end in `seconds` or `per_second` are timings, all others
-                         are equal in two runs of one recipe. Stages: draw, score, measure, update, eval.
+    environment.json     burnish, commit, python, torch, transformers, platform, cpu, cores, threads, accelerator, device,
+                         seed, command, started (UTC, ISO 8601); `resumed`: a list of {step, started, command}
+    metrics.jsonl        one JSON object a step: {"step": 7, "<stage>/<what>": number or null, ...}; null is not finite
+                         or not known. Step 0 is before the first update and has only eval/<suite>_<metric>; a step that
+                         was evaluated has those too. Names that end in `seconds` or `per_second` are timings, all
+                         others are equal in two runs of one recipe. Stages: draw, score, measure, update, eval.
     samples/step-000010.png, .json        pictures drawn for training at that step, and what they were worth:
         {"step": 10, "columns": 8, "tile": [height, width], "gap": 2, "samples": [{"id": noise key, "prompt": id,
          "text": "...", "group": 0, "total": number or null, "valid": true, "parts": {name: number or null},
          "measures": {name: number or null}, "advantage": number (mean over decisions), "notes": {part: "..."}}]}
-        Sample i is at row i // columns, column i % columns; its top left corner is gap + i * (tile + gap), in pixels.
-    evaluations/<suite>-000010.png, .json, .npz   one pass of a suite (000000 is before training), same prompts and noise
+        Sample i is at row i // columns, column i % columns; its left edge is at gap + column (width + gap), its top at
+        gap + row (height + gap), in pixels. At most MOST_TILES samples.
+    evaluations/<suite>-000010.png, .json, .npz   one pass of a suite (000000: before training), same prompts and noise
                          each time: {"suite", "step", "columns", "tile", "gap", "metrics": {name: number or null},
                          "prompts": [{"id", "text"}], "values": {name: [number or null]}}. The grid shows the first
                          MOST_TILES samples; prompts and values are of all. The npz holds the values exactly, float64.
@@ -20,10 +21,10 @@
     checkpoints/         see checkpoint.py
     summary.json         written at the end: {"steps": n, "seconds": s, "suites": {suite: {metric: {"base", "tuned",
                          "difference", "ci_low", "ci_high", "verdict"}}}}; the interval is null where a metric has no
-                         value for each sample. A suite called "heldout" with a metric "verified" also has its base, tuned,
-                         difference, ci_low and ci_high at the top level.
+                         value for each sample. A suite called "heldout" with a metric "verified" also has its base,
+                         tuned, difference, ci_low, ci_high and verdict at the top level.
 
-Numbers in a file are cut back, not overwritten: on a resume, whatever is later than the checkpoint is removed first.
+On a resume, whatever is later than the checkpoint is removed first.
 """
 
 from __future__ import annotations
@@ -135,10 +136,14 @@ class Reporter:
             "values": {name: listed(value) for name, value in found.values.items()},
         }
         write_json(place.with_suffix(".json"), facts)  # last: an evaluation with a json is whole
-        self.progress.say(
+        self.say(
             f"step {step}: {suite} "
             + ", ".join(f"{name} {value:.4g}" for name, value in list(found.metrics.items())[:6])
         )
+
+    def say(self, sentence: str) -> None:
+        """A line for the person who watches."""
+        self.progress.say(sentence)
 
     def summary(self, facts: Mapping[str, Any]) -> None:
         write_json(self.folder / "summary.json", facts)

@@ -83,7 +83,7 @@ class Copies:
         return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in self._all().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take the values of `state`. Raises ValueError that names the first entry that does not fit; nothing changes then."""
+        """Take the values of `state`. Raises ValueError that names an entry that does not fit; nothing changes then."""
         assert self._in_use is None, "the live weights are swapped out"
         ours = self._all()
         if missing := sorted(ours.keys() - state.keys()):
@@ -95,9 +95,8 @@ class Copies:
         for key, tensor in ours.items():
             saved = state[key]
             if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
-                raise ValueError(
-                    f"the saved {key!r} is {saved.dtype} {tuple(saved.shape)}, here it is {tensor.dtype} {tuple(tensor.shape)}"
-                )
+                was, here = f"{saved.dtype} {tuple(saved.shape)}", f"{tensor.dtype} {tuple(tensor.shape)}"
+                raise ValueError(f"the saved {key!r} is {was}, here it is {here}")
         with torch.no_grad():
             for key, tensor in ours.items():
                 tensor.copy_(state[key])

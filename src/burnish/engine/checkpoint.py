@@ -1,0 +1,144 @@
+"""Checkpoints that are whole or not there.
+
+    checkpoints/step-000050/weights.safetensors   policy.state(): trainable weights and their copies
+                            optimiser.pt          moments of AdamW (torch.save, read with weights_only=True)
+                            state.json            format, step, updates, seconds, torch's random state (base64), digests
+
+A checkpoint is written beside the others under a name nobody reads, synced, and then renamed. Noise and the order of
+samples are keyed by (seed, step), so there is no position of a source, and no stream but torch's own, to keep.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = "burnish-checkpoint/1"
+WEIGHTS, OPTIMISER, STATE = "weights.safetensors", "optimiser.pt", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that is needed to go on after `step` as if nothing had happened."""
+
+    step: int  # steps that are done
+    updates: int  # optimiser updates that are done
+    seconds: float  # spent so far, over all resumptions
+    weights: Mapping[str, Tensor]  # policy.state()
+    optimiser: Mapping[str, Any]  # state_dict of the optimiser
+    random: Tensor  # torch.get_rng_state()
+
+
+def write(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Save under run/checkpoints, and remove all but the newest `keep`. Older ones go only once this one is whole.
+
+    Raises ValueError if it cannot be written (disk full); what was there before is untouched.
+    """
+    home = run / "checkpoints"
+    final = home / f"step-{checkpoint.step:06d}"
+    beside = home / f".{final.name}.partial"
+    assert not final.exists(), f"{final} was written twice"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        for left in home.glob(".*.partial"):  # of a run that was killed while saving
+            shutil.rmtree(left)
+        beside.mkdir()
+        _fill(beside, checkpoint)
+        _sync(beside)
+        beside.rename(final)
+        _sync(home)
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        shutil.rmtree(beside, ignore_errors=True)
+        last = latest(run)
+        stays = f"{last.name} is whole" if last else "there is no earlier one"
+        raise ValueError(f"could not save {final}: {problem}; {stays}. Free some space and resume the run") from problem
+    for old in _all(run)[: -max(1, keep)]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint of a run, or None."""
+    return next(reversed(_all(run)), None)
+
+
+def read(folder: Path) -> Checkpoint:
+    """Raises ValueError, naming the file, for a checkpoint that is cut short, changed, or somebody else's."""
+    for name in (STATE, WEIGHTS, OPTIMISER):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not a checkpoint of Burnish: it has no {name}{_instead(folder)}")
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise ValueError(f"{folder / STATE} is damaged: {problem}{_instead(folder)}") from problem
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / STATE} does not say {FORMAT!r}: it was not written by this Burnish{_instead(folder)}"
+        )
+    for name in (WEIGHTS, OPTIMISER):
+        if _digest(folder / name) != state["digests"][name]:
+            raise ValueError(f"{folder / name} is damaged: it is not what was written{_instead(folder)}")
+    try:
+        weights = load_file(folder / WEIGHTS)
+        optimiser = torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu")
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError) as problem:
+        raise ValueError(f"{folder} cannot be read: {problem}{_instead(folder)}") from problem
+    random = torch.frombuffer(bytearray(base64.b64decode(state["random"])), dtype=torch.uint8)
+    return Checkpoint(state["step"], state["updates"], state["seconds"], weights, optimiser, random)
+
+
+def _fill(folder: Path, checkpoint: Checkpoint) -> None:
+    save_file(dict(checkpoint.weights), folder / WEIGHTS)
+    with (folder / OPTIMISER).open("wb") as file:
+        torch.save(dict(checkpoint.optimiser), file)
+    state = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "updates": checkpoint.updates,
+        "seconds": checkpoint.seconds,
+        "random": base64.b64encode(checkpoint.random.numpy().tobytes()).decode(),
+        "digests": {name: _digest(folder / name) for name in (WEIGHTS, OPTIMISER)},
+    }
+    (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+
+def _sync(folder: Path) -> None:
+    """Hand the files of a folder, and the folder itself, to the disk."""
+    for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _all(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first. Unfinished ones have another name."""
+    home = run / "checkpoints"
+    found = [p for p in home.iterdir() if re.fullmatch(r"step-\d{6,}", p.name)] if home.is_dir() else []
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def _instead(folder: Path) -> str:
+    """What would have worked: an older checkpoint, if there is one."""
+    older = [p for p in _all(folder.parent.parent) if p.name < folder.name]
+    return f". Remove that folder, and a resume goes on from {older[-1].name}" if older else ""

@@ -1,0 +1,47 @@
+"""Ctrl-C and SIGTERM end a run at the end of its step. A second Ctrl-C ends it at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(SystemExit):
+    """A run that was asked to stop and did, with nothing lost. Its code is 128 + the signal: 130 or 143."""
+
+    def __init__(self, number: int, sentence: str) -> None:
+        super().__init__(128 + number)
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+class Interruption:
+    """Whether, and by which signal, this run was asked to stop."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def asked(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            raise KeyboardInterrupt
+        self.number = number
+
+
+@contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Signals are noted inside the block, and do again what they did after it. Only the main thread can listen."""
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+    earlier = {number: signal.signal(number, interruption.asked) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interruption
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,0 +1,61 @@
+"""One process, one device.
+
+A layout answers two questions and nothing else: where the models live, and who holds which part of them. What it
+builds is all that the loop sees. A layout over several processes builds the same `Place`: its learner sums losses,
+counts and gradients over ranks before it divides, and its policy draws its share (noise is keyed by sample).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from burnish.core import Copy, Policy, Scorer
+from burnish.engine.learner import Learner
+from burnish.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a run works with."""
+
+    device: torch.device
+    policy: Policy
+    scorer: Scorer
+    measures: Mapping[str, Scorer]
+    learner: Learner
+
+
+class Local:
+    """The layout of one process."""
+
+    def build(self, recipe: Recipe) -> Place:
+        """Load everything a recipe names. Raises ValueError for weights that do not fit."""
+        device = device_of(recipe.device)
+        # Fresh weights (an adapter's, say) come from torch's own stream: the same seed gives the same ones.
+        torch.manual_seed(recipe.seed)
+        policy = recipe.policy.load(device)
+        scorer = recipe.reward.load(device)
+        measures = {name: reward.load(device) for name, reward in recipe.measures.items()}
+        needs = recipe.objective.needs()
+        extra = {"reference": Copy()} if recipe.advantage.reads_reference else {}
+        policy.keep({**extra, **needs.copies})
+        learner = Learner(policy, recipe.optim, needs, recipe.seed, recipe.steps)
+        return Place(device, policy, scorer, measures, learner)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; "auto" is the accelerator if there is one. Raises ValueError for one that is absent."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        raise ValueError(
+            f"device: {name!r} is not on this machine ({problem}); 'auto' takes what there is"
+        ) from problem
+    return device

@@ -1,0 +1,200 @@
+"""Turns batches into updates of the weights: AdamW over gradients that are summed first and divided once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from burnish.core import Needs, Objective, Policy, Scorer
+from burnish.formulas.noise import generator
+from burnish.recipe.recipe import Optim
+from burnish.types import Batch, Loss, Mean, Rollout, take
+
+
+class Learner:
+    """Owns the optimiser. Which weights it changes, and how log-probabilities are computed, is the policy's affair."""
+
+    def __init__(self, policy: Policy, optim: Optim, needs: Needs, seed: int, steps: int) -> None:
+        """Raises ValueError for trainable weights that are not float32 or float64: small updates would round away."""
+        self._policy, self._optim, self._needs, self._seed = policy, optim, needs, seed
+        self._names, self._weights = zip(*policy.parameters(), strict=True)
+        for name, weight in policy.parameters():
+            if weight.dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"{name} is trained in {weight.dtype}; keep trained weights in float32 and autocast")
+        self._adam = torch.optim.AdamW(
+            self._weights, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+        )
+        self.updates_per_step = optim.epochs * optim.minibatches
+        self._updates_in_all = steps * self.updates_per_step
+        self.updates = 0  # made so far
+
+    def annotate(self, rollout: Rollout, reads_reference: bool) -> Rollout:
+        """The rollout with the log-probabilities that its objective or advantage needs besides the recorded ones.
+
+        `reference` is filled where a copy of that name is kept. `anchor` is filled for needs.anchor "recomputed", if
+        the weights will have moved before the last of several updates, or if the advantage reads it; otherwise an objective
+        takes its own log-probability without gradient, which is equal and costs nothing.
+        """
+        recomputed = self._needs.anchor == "recomputed" and (self.updates_per_step > 1 or reads_reference)
+        if recomputed:
+            rollout = replace(rollout, anchor=self._logp(rollout))
+        if reads_reference or "reference" in self._needs.copies:
+            with self._policy.using("reference"):
+                rollout = replace(rollout, reference=self._logp(rollout))
+        return rollout
+
+    def update(self, objective: Objective, batch: Batch, reward: Scorer, step: int) -> dict[str, float]:
+        """All updates of one step. Samples that do not count are left out.
+
+        Returns means over the updates, as `update/<name>`. `law_gap` is from the first update alone: later ones see
+        weights that have moved. Raises ValueError for a loss or gradient that is not finite; that update is not made.
+        """
+        batch = take(batch, batch.keep.nonzero().squeeze(1))
+        if len(batch.rollout) == 0:
+            return {"update/samples": 0.0}
+        found: dict[str, list[Mean]] = {}
+        norms = []
+        for number, index in enumerate(self._minibatches(batch.rollout, step)):
+            at = (step - 1) * self.updates_per_step + number
+            losses = self._accumulate(objective, batch, index, reward)
+            norm, metrics = self._apply(losses, at, step)
+            norms.append(norm)
+            for name, mean in metrics.items():
+                if name != "law_gap" or number == 0:
+                    found.setdefault(name, []).append(mean)
+        self._adam.zero_grad(set_to_none=True)
+        means = {f"update/{name}": _mean(parts) for name, parts in found.items()}
+        return {
+            **means,
+            "update/samples": float(len(batch.rollout)),
+            "update/grad_norm": sum(norms) / len(norms),
+            "update/lr": self._optim.lr * self.rate(step * self.updates_per_step - 1),
+        }
+
+    def rate(self, update: int) -> float:
+        """Share of the learning rate at an update, counted from 0. A function of its number: nothing to save."""
+        warmup, last = self._optim.warmup, self._updates_in_all
+        if update < warmup:
+            return (update + 1) / warmup
+        if self._optim.schedule == "constant":
+            return 1.0
+        done = (update - warmup) / max(1, last - warmup)
+        return 1 - done if self._optim.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+    def state(self) -> dict[str, Any]:
+        return self._adam.state_dict()
+
+    def restore(self, state: Mapping[str, Any], updates: int) -> None:
+        """Raises ValueError if the moments are not those of these weights."""
+        saved = state["state"]
+        for i, (name, weight) in enumerate(zip(self._names, self._weights, strict=True)):
+            if i in saved and saved[i]["exp_avg"].shape != weight.shape:
+                raise ValueError(f"the saved moments of {name} have shape {tuple(saved[i]['exp_avg'].shape)}")
+        try:
+            self._adam.load_state_dict(dict(state))
+        except ValueError as problem:
+            raise ValueError(f"the saved optimiser does not fit the trained weights: {problem}") from problem
+        self.updates = updates
+
+    def _accumulate(self, objective: Objective, batch: Batch, index: Tensor, reward: Scorer) -> list[Loss]:
+        """Leaves the gradient of the summed losses on the weights. Nothing is read back from the device here."""
+        self._adam.zero_grad(set_to_none=True)
+        losses = []
+        for rows in self._micro(index, batch.rollout):
+            loss = objective.loss(take(batch, rows), self._policy, reward)
+            if loss.total.requires_grad:
+                loss.total.backward()
+            losses.append(Loss(loss.total.detach(), loss.count, loss.metrics))
+        return losses
+
+    def _apply(self, losses: Sequence[Loss], at: int, step: int) -> tuple[float, dict[str, Mean]]:
+        """Divide by the count, clip, and step. One value is read back from the device for the whole update."""
+        total = torch.stack([loss.total for loss in losses]).sum()
+        count = torch.stack([loss.count for loss in losses]).sum()
+        metrics = {name: _joined([loss.metrics[name] for loss in losses]) for name in losses[0].metrics}
+        metrics["loss"] = Mean(total, count)
+        gradients = [w.grad for w in self._weights if w.grad is not None]
+        if not gradients:
+            return 0.0, metrics
+        for gradient in gradients:
+            gradient.div_(torch.where(count > 0, count, 1.0))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        length, value, things = torch.stack([norm.double(), total.double(), count.double()]).tolist()
+        if things == 0:
+            return 0.0, metrics
+        if not (math.isfinite(length) and math.isfinite(value)):
+            raise ValueError(self._not_finite(step, value / things, length))
+        if self._optim.clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(self._weights, self._optim.clip_norm, norm)
+        for group in self._adam.param_groups:
+            group["lr"] = self._optim.lr * self.rate(at)
+        self._adam.step()
+        self._policy.advance()
+        self.updates += 1
+        return length, metrics
+
+    def _not_finite(self, step: int, loss: float, norm: float) -> str:
+        pairs = zip(self._names, self._weights, strict=True)
+        first = next((n for n, w in pairs if w.grad is not None and not w.grad.isfinite().all()), None)
+        where = f" (first in {first})" if first else ""
+        return (
+            f"step {step}: the loss is {loss} and the norm of its gradient {norm}{where}; this update was not made. "
+            "A lower optim.lr, a smaller optim.clip_norm or float32 arithmetic usually helps"
+        )
+
+    def _minibatches(self, rollout: Rollout, step: int) -> Iterator[Int[Tensor, " n"]]:
+        """Row numbers of every update. Shuffled by a key, and not at all if one update takes everything."""
+        for epoch in range(self._optim.epochs):
+            if self._optim.minibatches == 1:
+                yield torch.arange(len(rollout))
+                continue
+            random = generator(self._seed, "minibatch", step, epoch)
+            units = _groups(rollout) if self._needs.whole_groups else list(torch.arange(len(rollout)).unsqueeze(1))
+            order = torch.from_numpy(random.permutation(len(units)))
+            for share in order.tensor_split(self._optim.minibatches):
+                if len(share):
+                    # In the order of drawing: samples of one prompt lie together, and the policy can share their prefix.
+                    yield torch.cat([units[i] for i in share.sort().values.tolist()])
+
+    def _micro(self, index: Int[Tensor, " n"], rollout: Rollout) -> list[Int[Tensor, " m"]]:
+        """Row numbers of every forward pass of an update."""
+        size = self._optim.micro or len(index)
+        if not self._needs.whole_groups:
+            return list(index.split(size))
+        packs: list[Tensor] = []
+        for group in _groups(take(rollout, index)):
+            rows = index[group]
+            if packs and len(packs[-1]) + len(rows) <= size:
+                packs[-1] = torch.cat([packs[-1], rows])
+            else:
+                packs.append(rows)
+        return packs
+
+    @torch.no_grad()
+    def _logp(self, rollout: Rollout) -> Float[Tensor, "b k"]:
+        rows = torch.arange(len(rollout)).split(self._optim.micro or len(rollout))
+        return torch.cat([self._policy.logp(take(rollout, some)) for some in rows])
+
+
+def _groups(rollout: Rollout) -> list[Int[Tensor, " n"]]:
+    """Row numbers of each group, groups in the order of their first sample."""
+    rows: dict[int, list[int]] = {}
+    for i, group in enumerate(rollout.group.tolist()):
+        rows.setdefault(group, []).append(i)
+    return [torch.tensor(some) for some in rows.values()]
+
+
+def _joined(means: Sequence[Mean]) -> Mean:
+    totals, counts = [m.total.double() for m in means], [m.count.double() for m in means]
+    return Mean(torch.stack(totals).sum(), torch.stack(counts).sum())
+
+
+def _mean(means: Sequence[Mean]) -> float:
+    total, count = (float(value) for value in torch.stack([_joined(means).total, _joined(means).count]))
+    return total / count if count else math.nan
