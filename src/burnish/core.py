@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -90,6 +90,28 @@ class PolicySpec(ABC):
     @abstractmethod
     def load(self, device: torch.device) -> Policy:
         """Read the weights. Raises ValueError, naming file and key, for weights that do not fit."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a policy costs, as far as it is known before its weights are read."""
+
+    parameters: int  # of the network that draws
+    trainable: int  # of them, or of the adapters; the copies of the weights are of these
+    tokens: int  # decisions of one sample
+    vocabulary: int  # choices of each
+    width: int  # of a hidden state
+    layers: int
+    bytes_per_number: int = 4  # of the arithmetic: caches and activations
+    frozen: int = 0  # parameters of what is held beside it: tokenizer, text encoder
+    recompute: bool = False  # activations are computed again for the backward pass, not kept
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """A policy spec may say what it costs; `burnish check` then estimates memory and time."""
+
+    def footprint(self) -> Footprint: ...
 
 
 class Planner(ABC):

@@ -99,7 +99,8 @@ def _settings(cls: type, data: object, where: str) -> Any:
     try:
         return cls(**values)
     except ValueError as problem:
-        raise ValueError(f"{where}: {problem}") from problem
+        place, colon, rest = str(problem).partition(": ")  # a component may have said where it thinks it is
+        raise ValueError(f"{where}: {rest if colon and where.endswith(place) else problem}") from problem
 
 
 def settable(cls: type) -> dict[str, Field[Any]]:
