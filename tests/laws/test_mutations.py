@@ -1,0 +1,214 @@
+"""Every law is seen to fail: a component is broken on purpose, in the way the law is there to catch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from laws import found, laws
+
+from burnish.advantages.group_mean import GroupMean
+from burnish.advantages.group_norm import GroupNorm
+from burnish.core import Advantage, Needs, Objective, Planner, Policy, Reward, Scorer
+from burnish.objectives.ppo_clip import PPOClip
+from burnish.rewards.jpeg import Jpeg
+from burnish.types import Batch, Loss, Mean, Scores, TokenPlan
+
+
+@dataclass(frozen=True)
+class Broken(Objective[Policy]):
+    """PPOClip, with its batch or its loss tampered with.
+
+    Metrics:
+        ratio_mean    mean ratio
+    """
+
+    before: Callable[[Batch], Batch] = field(default=lambda batch: batch)
+    after: Callable[[Loss, Batch], Loss] = field(default=lambda loss, batch: loss)
+
+    def needs(self) -> Needs:
+        return PPOClip().needs()
+
+    def loss(self, batch: Batch, policy: Policy, reward: Scorer) -> Loss:
+        return self.after(PPOClip().loss(self.before(batch), policy, reward), batch)
+
+
+@dataclass(frozen=True)
+class Direct(Objective[Policy]):
+    """A loss written down in one line from (log-probability, ratio, batch)."""
+
+    values: Callable[[torch.Tensor, torch.Tensor, Batch], torch.Tensor]
+
+    def needs(self) -> Needs:
+        return Needs()
+
+    def loss(self, batch: Batch, policy: Policy, reward: Scorer) -> Loss:
+        logp, rollout = policy.logp(batch.rollout), batch.rollout
+        old = rollout.logp if rollout.anchor is None else rollout.anchor
+        values = self.values(logp, (logp - old).exp(), batch)
+        weight = rollout.weight * batch.keep[:, None]
+        return Loss((values * weight).sum(), weight.sum(), {"surprise": Mean(values.sum(), weight.sum())})
+
+
+def everything_kept(batch: Batch) -> Batch:
+    return replace(batch, keep=torch.ones_like(batch.keep))
+
+
+def padding_counted(batch: Batch) -> Batch:
+    tokens = batch.rollout.decisions[0]
+    weight = torch.ones_like(tokens.weight)
+    return replace(batch, rollout=replace(batch.rollout, decisions=(replace(tokens, weight=weight),)))
+
+
+def edited(batch: Batch) -> Batch:
+    batch.advantage.mul_(0.5)
+    return batch
+
+
+def by_place(batch: Batch) -> Batch:
+    return replace(batch, advantage=batch.advantage * torch.arange(len(batch.advantage)))
+
+
+def upside_down(loss: Loss, batch: Batch) -> Loss:
+    return replace(loss, total=-loss.total)
+
+
+def averaged(loss: Loss, batch: Batch) -> Loss:
+    return replace(loss, total=loss.total / loss.count)
+
+
+def one_too_many(loss: Loss, batch: Batch) -> Loss:
+    return replace(loss, count=loss.count + 1)
+
+
+OBJECTIVES = {
+    laws.order_of_samples_does_not_matter: Broken(before=by_place),
+    laws.a_split_changes_nothing: Broken(after=averaged),
+    laws.no_advantage_no_gradient: Direct(lambda logp, ratio, batch: -(batch.advantage[:, None] + 0.1) * logp),
+    laws.dropped_samples_have_no_influence: Broken(before=everything_kept),
+    laws.padding_has_no_influence: Broken(before=padding_counted),
+    laws.extreme_ratios_stay_finite: Direct(lambda logp, ratio, batch: -(ratio**3) * batch.advantage[:, None]),
+    laws.nothing_kept_is_a_zero_sum: Broken(after=one_too_many),
+    laws.a_step_down_the_loss_makes_good_samples_likelier: Broken(after=upside_down),
+    laws.metrics_are_those_documented: Broken(),
+    laws.inputs_are_left_alone: Broken(before=edited),
+}
+
+
+@dataclass(frozen=True)
+class Weighs(Advantage):
+    """Any function as an advantage. Sums to zero over the valid members of each group, it says."""
+
+    rule: Callable
+
+    def __call__(self, scores, rollout):
+        return self.rule(scores, rollout)
+
+
+def without_looking_at_valid(scores, rollout):
+    return GroupMean()(replace(scores, valid=torch.isfinite(scores.total)), rollout)
+
+
+ADVANTAGES = {
+    laws.advantages_follow_their_samples: Weighs(lambda s, r: GroupNorm()(s, r) * torch.arange(len(r))),
+    laws.invalid_members_get_and_give_nothing: Weighs(without_looking_at_valid),
+    laws.advantages_sum_to_zero_in_each_group: Weighs(lambda s, r: torch.where(s.valid, s.total, 0.0)),
+    laws.a_better_sample_has_the_larger_advantage: Weighs(lambda s, r: -GroupMean()(s, r)),
+}
+
+
+@dataclass(frozen=True)
+class Judges(Reward):
+    """Any function as a reward."""
+
+    rule: Callable
+
+    def load(self, device: torch.device) -> Scorer:
+        return _Judge(self.rule)
+
+
+class _Judge(Scorer):
+    def __init__(self, rule: Callable) -> None:
+        self._rule = rule
+
+    def __call__(self, images, prompts) -> Scores:
+        return self._rule(images, prompts)
+
+
+def in_company(images, prompts) -> Scores:
+    sizes = Jpeg().load(torch.device("cpu"))(images, prompts).total
+    return Scores.of("rank", sizes - sizes[sizes.isfinite()].mean())
+
+
+def never_invalid(images, prompts) -> Scores:
+    total = images.mean((1, 2, 3)).nan_to_num(0.0)
+    return Scores.of("mean", total)
+
+
+REWARDS = {
+    laws.a_sample_is_scored_by_itself: Judges(in_company),
+    laws.scores_are_numbers_or_invalid: Judges(never_invalid),
+}
+
+
+class Counting(Planner):
+    """A plan that depends on how often it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def at(self, step: int) -> TokenPlan:
+        self.asked += 1
+        return TokenPlan(temperature=1.0 + self.asked)
+
+
+PLANS = {laws.a_plan_depends_on_the_step_only: Counting()}
+ALL = {**OBJECTIVES, **ADVANTAGES, **REWARDS, **PLANS}
+
+
+@pytest.mark.parametrize("law, broken", [pytest.param(law, broken, id=law.__name__) for law, broken in ALL.items()])
+def test_the_law_catches_it(law, broken):
+    with pytest.raises(AssertionError):
+        law(broken)
+
+
+def test_no_law_is_without_its_mutation():
+    every = laws.OBJECTIVE_LAWS + laws.ADVANTAGE_LAWS + laws.REWARD_LAWS + laws.PLAN_LAWS
+    assert {law.__name__ for law in every} == {law.__name__ for law in ALL}
+
+
+def test_the_unbroken_wrapper_passes():
+    """So that what fails above is the mutation, and not the wrapping."""
+    for law in laws.OBJECTIVE_LAWS:
+        if law is not laws.metrics_are_those_documented:
+            law(Broken())
+    for law in laws.ADVANTAGE_LAWS:
+        law(Weighs(lambda s, r: GroupMean()(s, r)))
+    for law in laws.REWARD_LAWS:
+        law(Judges(Jpeg().load(torch.device("cpu"))))
+
+
+@dataclass
+class Soft:
+    """Settings that can be changed under way."""
+
+    size: int = 1
+
+
+def test_settings_that_can_be_changed_are_caught():
+    with pytest.raises(AssertionError, match="assigned"):
+        laws.settings_are_a_value(Soft())
+
+
+@dataclass(frozen=True)
+class Bare:
+    """One setting is explained."""
+
+    told: int = 1  # what it is
+    silent: int = 2
+
+
+def test_a_setting_without_a_comment_is_caught():
+    assert found.undocumented(Bare) == ["silent"]
