@@ -39,15 +39,15 @@ def scenes(count: int, seed: int) -> tuple[list[str], np.ndarray]:
     return [p.text for p in prompts], (pictures.permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
 
 
-def sheet(path: Path, pictures: np.ndarray, columns: int = 8, gap: int = 2) -> dict[str, int]:
+def sheet(path: Path, pictures: np.ndarray, columns: int = 8, gap: int = 2) -> dict[str, object]:
     count, height, width, _ = pictures.shape
     rows = math.ceil(count / columns)
-    whole = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    whole = np.full((gap + rows * (height + gap), gap + columns * (width + gap), 3), 255, np.uint8)
     for i, picture in enumerate(pictures):
-        y, x = i // columns * (height + gap), i % columns * (width + gap)
+        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         whole[y : y + height, x : x + width] = picture
     Image.fromarray(whole).save(path)
-    return {"count": count, "columns": columns, "width": width, "height": height, "gap": gap}
+    return {"columns": columns, "tile": [height, width], "gap": gap}
 
 
 def curve(step: int, random: np.random.Generator) -> dict[str, float]:
@@ -86,8 +86,8 @@ def evaluation(folder: Path, step: int, right: np.ndarray, seed: int) -> None:
         "suite": "heldout",
         "step": step,
         "metrics": {"verified": float(right.mean()), "quality": float(quality.mean()), "fid": 20.0 + step / 10},
-        "prompts": prompts,
-        "sheet": sheet(stem.with_suffix(".png"), pictures),
+        "prompts": [{"id": f"p{n}", "text": text} for n, text in enumerate(prompts)],
+        **sheet(stem.with_suffix(".png"), pictures),
     }
     stem.with_suffix(".json").write_text(json.dumps(record))
     np.savez(stem.with_suffix(".npz"), verified=right, quality=quality)
@@ -98,7 +98,7 @@ def write_run(folder: Path, steps: int = STEPS, seed: int = 0, finished: bool = 
     for name in ("samples", "evaluations"):
         (folder / name).mkdir(parents=True)
     (folder / "recipe.yaml").write_text(RECIPE.replace("seed: 7", f"seed: {seed}"))
-    rows = [{"step": s, **curve(s, random)} for s in range(steps)]
+    rows = [{"step": 0, "eval/heldout_verified": 0.5}, *({"step": s, **curve(s, random)} for s in range(1, steps + 1))]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     before = (np.arange(48) % 2).astype(float)  # 24 of 48
     evaluation(folder, 0, before, 1)
@@ -109,13 +109,13 @@ def write_run(folder: Path, steps: int = STEPS, seed: int = 0, finished: bool = 
         evaluation(folder, steps // 2, middle, 2)
         evaluation(folder, steps, after, 3)
         (folder / "summary.json").write_text(json.dumps({"seconds": 83.0, "steps": steps}))
-    write_samples(folder, steps - 1, random)
+    write_samples(folder, steps, random)
     environment = {
         "burnish": "0.1.0",
         "python": "3.12.1",
         "torch": torch.__version__,
         "device": "cpu, 2 threads",
-        "command": ["burnish", "train", "scenes/ar_grpo", "steps=60"],
+        "command": "burnish train scenes/ar_grpo steps=60",
         "warnings": ["reward.weighted.scale = 10 cannot act: advantages are divided by their deviation"],
     }
     (folder / "environment.json").write_text(json.dumps(environment))
@@ -131,14 +131,18 @@ def write_samples(folder: Path, step: int, random: np.random.Generator) -> None:
     total[9] = math.nan
     rows = [
         {
-            "prompt": prompts[i],
+            "id": i,
+            "prompt": f"p{i}",
+            "text": prompts[i],
+            "group": i // 8,
+            "valid": i != 9,
             "total": None if math.isnan(total[i]) else float(total[i]),
             "parts": {"clip_score": float(clip[i]), "quality": None if i == 9 else float(quality[i])},
             "advantage": 0.0 if i == 9 else float((total[i] - np.nanmean(total)) / np.nanstd(total)),
         }
         for i in range(32)
     ]
-    record = {"step": step, "samples": rows, "sheet": sheet(stem.with_suffix(".png"), pictures)}
+    record = {"step": step, "samples": rows, **sheet(stem.with_suffix(".png"), pictures)}
     stem.with_suffix(".json").write_text(json.dumps(record))
 
 

@@ -25,6 +25,8 @@ class Curve:
     spread: bool = False  # a band of the metric <name with _std for _mean>, where it was recorded
     stacked: bool = False
     wide: bool = False
+    dots: bool = False  # few points, far apart: mark each
+    guide: float | None = None  # a level to read the curve against, drawn as a dashed line
 
 
 GROUPS: Sequence[tuple[str, Sequence[Curve]]] = (
@@ -43,7 +45,6 @@ GROUPS: Sequence[tuple[str, Sequence[Curve]]] = (
                 "Each part before weighting. One that falls while the total rises is being traded away.",
                 ("score/*_mean",),
                 spread=True,
-                wide=True,
             ),
             Curve(
                 "Measured, never trained on",
@@ -53,9 +54,21 @@ GROUPS: Sequence[tuple[str, Sequence[Curve]]] = (
             ),
             Curve(
                 "Samples that do not teach",
-                "Share with an invalid score, and of groups in which every sample scored the same.",
-                ("score/invalid", "score/flat_groups", "advantage/flat_groups", "score/dropped"),
+                "Samples without a valid score, and groups in which every sample scored the same.",
+                ("score/invalid", "score/flat_groups"),
                 zero=True,
+            ),
+            Curve(
+                "Spread within groups",
+                "Deviation of the reward among samples of one prompt. At 0 there is nothing to learn.",
+                ("score/group_std",),
+                zero=True,
+            ),
+            Curve(
+                "Evaluations",
+                "Verified success at each pass, same prompts and noise.",
+                ("eval/*_verified",),
+                dots=True,
             ),
         ),
     ),
@@ -65,11 +78,17 @@ GROUPS: Sequence[tuple[str, Sequence[Curve]]] = (
             Curve(
                 "Law gap",
                 "Mean absolute difference, nats, between the log-probability recorded while drawing and the one "
-                "recomputed before the first update. Under 1e-4 the trained law is the sampled one.",
+                "recomputed before the first update. Under the dashed 1e-4, the law trained is the law sampled.",
                 ("update/law_gap", "update/law_gap_max"),
                 log=True,
+                guide=1e-4,
             ),
-            Curve("KL", "Divergence from the reference weights, nats per decision.", ("update/kl", "update/kl_*"), zero=True),
+            Curve(
+                "KL",
+                "Divergence from the reference weights, nats per decision.",
+                ("update/kl", "update/kl_*"),
+                zero=True,
+            ),
             Curve(
                 "Entropy",
                 "Nats per decision, of the law sampled from. A fall towards 0 is collapse.",
@@ -148,6 +167,8 @@ def card(title: str, note: str, series: Sequence[Mapping[str, Any]], curve: Curv
         "zero": curve.zero,
         "wide": curve.wide,
         "stacked": curve.stacked,
+        "dots": curve.dots,
+        "guide": curve.guide,
     }
     said = f"{title}. " + "; ".join(f"{s['name']}: {_first_last(s)}" for s in series)
     return (

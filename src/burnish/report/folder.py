@@ -1,5 +1,6 @@
 """A run folder as a record: everything the page is made of, read leniently, because a run may still be going.
 
+The format is the one that engine/reporter.py writes down at its head.
 A piece that is missing or half written is left out and named in `Run.trouble`; the page says so in its place.
 """
 
@@ -24,12 +25,12 @@ class Sheet:
     columns: int
     width: int  # of one picture, pixels
     height: int
-    gap: int = 0  # pixels between neighbours
+    gap: int = 0  # pixels between neighbours, and around them all
 
     def box(self, index: int) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of a picture."""
         row, column = divmod(index, self.columns)
-        left, top = column * (self.width + self.gap), row * (self.height + self.gap)
+        left, top = self.gap + column * (self.width + self.gap), self.gap + row * (self.height + self.gap)
         return left, top, left + self.width, top + self.height
 
 
@@ -41,7 +42,8 @@ class Evaluated:
     step: int
     metrics: Mapping[str, float]
     values: Mapping[str, np.ndarray]  # of each sample
-    prompts: Sequence[str]
+    prompts: Sequence[str]  # id of the prompt of each sample
+    texts: Sequence[str]
     sheet: Sheet | None
 
 
@@ -50,7 +52,7 @@ class Samples:
     """The samples of one training step."""
 
     step: int
-    prompts: Sequence[str]
+    texts: Sequence[str]
     total: np.ndarray
     parts: Mapping[str, np.ndarray]
     advantage: np.ndarray
@@ -88,7 +90,9 @@ def read(folder: Path) -> Run:
     recipe = folder / "recipe.yaml"
     metrics = _metrics(folder / "metrics.jsonl", trouble)
     if not metrics and not recipe.exists():
-        raise ValueError(f"{folder}: not a run folder; one has metrics.jsonl or recipe.yaml, written by `burnish train`")
+        raise ValueError(
+            f"{folder}: not a run folder; one has metrics.jsonl or recipe.yaml, written by `burnish train`"
+        )
     text = recipe.read_text(encoding="utf-8") if recipe.exists() else None
     return Run(
         folder,
@@ -155,11 +159,11 @@ def _samples(path: Path, trouble: list[str]) -> Samples | None:
     names = list(dict.fromkeys(name for row in rows for name in row["parts"]))
     return Samples(
         data["step"],
-        [str(row["prompt"]) for row in rows],
+        [str(row["text"]) for row in rows],
         _column([row["total"] for row in rows]),
         {name: _column([row["parts"].get(name) for row in rows]) for name in names},
         _column([row["advantage"] for row in rows]),
-        _sheet(path.with_suffix(".png"), data.get("sheet"), len(rows), trouble),
+        _sheet(path.with_suffix(".png"), data, len(rows), trouble),
     )
 
 
@@ -173,12 +177,12 @@ def _evaluations(folder: Path, trouble: list[str]) -> Mapping[str, Sequence[Eval
         data = _json(path, trouble)
         if not isinstance(data, dict):
             continue
-        prompts = [str(p) for p in data["prompts"]]
-        sheet = _sheet(path.with_suffix(".png"), data.get("sheet"), len(prompts), trouble)
+        prompts, texts = ([str(p[key]) for p in data["prompts"]] for key in ("id", "text"))
+        sheet = _sheet(path.with_suffix(".png"), data, len(prompts), trouble)
         values = _values(path.with_suffix(".npz"), trouble)
         metrics = {name: float("nan") if v is None else float(v) for name, v in data["metrics"].items()}
         found.setdefault(data["suite"], []).append(
-            Evaluated(data["suite"], data["step"], metrics, values, prompts, sheet)
+            Evaluated(data["suite"], data["step"], metrics, values, prompts, texts, sheet)
         )
     return {suite: sorted(passes, key=lambda e: e.step) for suite, passes in found.items()}
 
@@ -194,8 +198,8 @@ def _values(path: Path, trouble: list[str]) -> Mapping[str, np.ndarray]:
         return {}
 
 
-def _sheet(path: Path, layout: Mapping[str, int] | None, count: int, trouble: list[str]) -> Sheet | None:
-    if not path.exists() or layout is None:
+def _sheet(path: Path, layout: Mapping[str, Any], most: int, trouble: list[str]) -> Sheet | None:
+    if not path.exists():
         return None
     from PIL import Image, UnidentifiedImageError
 
@@ -206,8 +210,9 @@ def _sheet(path: Path, layout: Mapping[str, int] | None, count: int, trouble: li
     except (UnidentifiedImageError, OSError) as error:
         trouble.append(f"{path.name} could not be read: {error}")
         return None
-    sheet = Sheet(path, min(count, layout.get("count", count)), **{k: layout[k] for k in ("columns", "width", "height", "gap")})
-    if sheet.count and (sheet.box(sheet.count - 1)[3] > size[1] or sheet.box(sheet.columns - 1)[2] > size[0]):
-        trouble.append(f"{path.name} is {size[0]}x{size[1]}, smaller than its layout says")
+    (height, width), columns, gap = layout["tile"], layout["columns"], layout["gap"]
+    rows = (size[1] - gap) // (height + gap)
+    if rows < 1 or size[0] < gap + columns * (width + gap):
+        trouble.append(f"{path.name} is {size[0]} x {size[1]} pixels, smaller than the layout beside it says")
         return None
-    return sheet
+    return Sheet(path, min(most, rows * columns), columns, width, height, gap)

@@ -26,8 +26,10 @@ def number(value: float | None, sign: bool = False) -> str:
     if value is None or math.isnan(value):
         return DASH
     size = abs(value)
-    if size != 0 and (size < 1e-3 or size >= 1e6):
-        text = f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+    if size == 0:
+        return "0"
+    if size < 1e-3 or size >= 1e6:
+        text = f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
     else:
         text = f"{value:,.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3}f}"
     return (("+" if sign and value > 0 else "") + text).replace("-", MINUS)
@@ -70,7 +72,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
     if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None  # six digits draw the same curve in half the bytes
+        return (
+            float(f"{value:.6g}") if math.isfinite(value) else None
+        )  # six digits draw the same curve in half the bytes
     return value
 
 

@@ -1,4 +1,4 @@
-"""Was it better? A paired interval, and the word for it."""
+"""A quantity before and after, and what may be said of the difference."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-
-from burnish.formulas.noise import generator
+from jaxtyping import Float
 
 Word = Literal["better", "worse", "not distinguishable", "unknown"]
-LOWER_IS_BETTER = ("fid", "frechet", "distance_to", "invalid", "error", "loss", "seconds")
+LOWER_IS_BETTER = (
+    "fid",
+    "frechet",
+    "distance",
+    "invalid",
+    "error",
+)  # words in the name of a metric that improves downwards
 
 
 @dataclass(frozen=True)
 class Change:
-    """A quantity before and after, and what is known of the difference."""
+    """A metric in two passes."""
 
     before: float
     after: float
     low: float = math.nan  # 95 % interval of the difference; NaN where there is nothing to compute it from
     high: float = math.nan
-    count: int = 0  # pairs behind the interval
+    prompts: int = 0  # independent questions behind the interval
     lower_is_better: bool = False
 
     @property
@@ -39,34 +44,19 @@ class Change:
         return "better" if (self.low > 0) != self.lower_is_better else "worse"
 
 
-def paired(before: np.ndarray, after: np.ndarray, draws: int = 2000) -> tuple[float, float, int]:
-    """95 % percentile bootstrap of the mean paired difference (Efron and Tibshirani 1993, section 13.3), and the pairs used.
-
-    Pairs in which either value is NaN are left out. NaN interval for fewer than two pairs. The draws have a fixed seed.
-    """
-    difference = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    difference = difference[np.isfinite(difference)]
-    if len(difference) < 2:
-        return math.nan, math.nan, len(difference)
-    random = generator("report", "bootstrap")
-    means = [difference[random.integers(0, len(difference), len(difference))].mean() for _ in range(draws)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high), len(difference)
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric of this name improves downwards."""
+    return any(word in metric.lower() for word in LOWER_IS_BETTER)
 
 
-def over_seeds(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over runs and its 95 % interval by Student's t (n - 1 degrees of freedom). NaN interval for a single run."""
+def over_seeds(values: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
+    """Mean over runs and its 95 % interval by Student's t, n - 1 degrees of freedom. NaN interval for a single run."""
     values = np.asarray(values, dtype=float)
     values = values[np.isfinite(values)]
     if len(values) < 2:
-        return float(values.mean()) if len(values) else math.nan, math.nan, math.nan
+        return float(values[0]) if len(values) else math.nan, math.nan, math.nan
     from scipy.stats import t
 
     half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     mean = float(values.mean())
     return mean, mean - half, mean + half
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric of this name improves downwards."""
-    return any(word in metric.lower() for word in LOWER_IS_BETTER)

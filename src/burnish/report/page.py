@@ -45,24 +45,27 @@ def render(run: Run) -> str:
 
 
 def _header(run: Run) -> str:
-    system = run.settings.get("objective")
-    objective = next(iter(system)) if isinstance(system, dict) and system else system
-    policy = run.settings.get("policy")
-    model = next(iter(policy)) if isinstance(policy, dict) and policy else policy
-    about = " on ".join(f"<b>{esc(x)}</b>" if n < 0 else esc(x) for n, x in enumerate((objective, model)) if x)
+    names = [one_name(run.settings.get(key)) for key in ("objective", "policy", "reward")]
+    about = " · ".join(esc(name.replace("_", " ")) for name in names if name)
     return (
         f'<div class="mark"><b>Burnish</b><span>{esc(state(run))}</span></div><h1>{esc(run.name)}</h1>'
-        f'<p class="lede">{about}{"." if about else ""}</p>'
+        f'<p class="lede">{about}</p>'
     )
+
+
+def one_name(component: Any) -> str:
+    """The name of a component of a recipe: of `{name: settings}`, or of `name` alone."""
+    if isinstance(component, Mapping):
+        component = next(iter(component), "")
+    return str(component or "")
 
 
 def state(run: Run) -> str:
     """Where the run is, in words."""
-    steps = run.settings.get("steps")
-    done = 0 if run.last_step is None else run.last_step + 1
+    steps, done = run.settings.get("steps"), run.last_step or 0
     if run.summary is not None:
-        return f"finished after {done} steps"
-    return f"not finished: {done} of {steps if steps is not None else 'an unknown number of'} steps recorded"
+        return f"finished, {done} steps"
+    return f"not finished: {done} of {steps} steps" if steps is not None else f"not finished: {done} steps"
 
 
 def _facts(run: Run) -> str:
@@ -74,12 +77,12 @@ def _facts(run: Run) -> str:
         seconds = sum(v or 0 for n, (_, vs) in run.metrics.items() if n.endswith("/seconds") for v in vs)
     invalid = run.metrics.get("score/invalid")
     facts = {
-        "Steps": None if run.last_step is None else f"{run.last_step + 1:,}",
+        "Steps": f"{run.last_step or 0:,}",
         "Time": duration(seconds) if seconds else None,
         "Pictures a second, drawing": _maybe(last("draw/images_per_second")),
         "Law gap, last step, nats": _maybe(last("update/law_gap")),
         "KL to reference, last": _maybe(last("update/kl")),
-        "Invalid scores, mean": _maybe(sum(v or 0 for v in invalid[1]) / len(invalid[1])) if invalid else None,
+        "Invalid scores": f"{sum(v or 0 for v in invalid[1]):,.0f}" if invalid else None,
     }
     cells = "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in facts.items() if v is not None)
     return f'<dl class="facts">{cells}</dl>' if cells else ""
@@ -101,74 +104,88 @@ def _warnings(run: Run) -> str:
     return out
 
 
+def _titled(title: str, lede: str, content: str) -> str:
+    return f"<h2>{title}</h2><p>{lede}</p>{content}"
+
+
 def _before_after(run: Run, found: Headline | None) -> str:
-    head = "<h2>Before and after</h2><p>The same prompts and the same noise, drawn with the weights before training and with the last ones evaluated.</p>"
+    lede = "The same prompts and the same noise, drawn with the weights before training and with the last evaluated."
     out = ""
     for n, (suite, passes) in enumerate(run.evaluations.items()):
-        metric = found.metric if found and found.suite == suite else next(iter(passes[-1].values), None)
-        if len(run.evaluations) > 1:
-            out += f"<h3>{esc(suite)}</h3>"
+        out += f"<h3>{esc(suite)}</h3>" if len(run.evaluations) > 1 else ""
         if len(passes) < 2:
-            out += absent("Before and after", f"{suite} has been evaluated once, at step {passes[0].step}; a second pass is needed")
+            why = f"{suite} has been evaluated once, at step {passes[0].step}; a second pass is needed"
+            out += absent("Before and after", why)
             continue
+        metric = found.metric if found and found.suite == suite else next(iter(passes[-1].values), None)
         out += pictures.before_after(passes[0], passes[-1], metric, f"s{n}") + pictures.through_time(passes)
-    return head + (out or absent("Before and after", "no evaluation has finished; the recipe may name no suite"))
+    why = "no evaluation has finished; `suites` of the recipe says which there are"
+    return _titled("Before and after", lede, out or absent("Before and after", why))
 
 
 def _curves(run: Run) -> str:
-    head = "<h2>Curves</h2><p>One point a step. Thin is measured, thick its running mean. Point at a chart, or focus it and use the arrow keys, to read every chart at that step.</p>"
-    return head + (charts(run.metrics) if run.metrics else absent("Curves", "metrics.jsonl has no step yet"))
+    lede = (
+        "One point a step; thin is measured, thick its running mean. Point at a chart, or focus it and use the arrow "
+        "keys, to read every chart at that step."
+    )
+    shown = charts(run.metrics) if run.metrics else absent("Curves", "metrics.jsonl has no step yet")
+    return _titled("Curves", lede, shown)
 
 
 def _samples(run: Run) -> str:
-    head = "<h2>Samples worth looking at</h2>"
     if not run.samples:
-        return head + absent("Samples", "none are saved yet; the recipe's samples_every says how often")
+        why = "none are saved yet; `samples_every` of the recipe says how often"
+        return _titled("Samples worth looking at", "Drawn for training.", absent("Samples", why))
     last = run.samples[-1]
-    note = f"<p>Of the {len(last.prompts)} training samples saved at step {last.step}. Bars are deviations from the step's mean, to three either way.</p>"
-    return head + note + pictures.picks(last)
+    lede = (
+        f"Of {len(last.texts)} samples drawn for training at step {last.step}. Bars are deviations from that step's "
+        "mean, up to three either way."
+    )
+    return _titled("Samples worth looking at", lede, pictures.picks(last))
 
 
 def _evaluation(run: Run) -> str:
-    head = "<h2>Evaluation</h2><p>Differences are paired by prompt and noise. Intervals are 95 %, from a bootstrap over pairs; without values for each sample there is no interval, and no claim.</p>"
-    return head + (results_table(run.evaluations) or absent("Evaluation", "no suite has finished a pass"))
+    lede = (
+        "Differences are paired by prompt and noise. Intervals are 95 %, from a bootstrap over prompts. A metric "
+        "without values by sample has no interval, and nothing is claimed of it."
+    )
+    shown = results_table(run.evaluations) or absent("Evaluation", "no suite has finished a pass")
+    return _titled("Evaluation", lede, shown)
 
 
 def _recipe(run: Run) -> str:
     written = f'<pre class="card" tabindex="0" aria-label="recipe.yaml">{yaml(run.recipe)}</pre>' if run.recipe else ""
     recipe = written or absent("Recipe", "recipe.yaml is not in the folder")
     if run.environment:
-        rows = "".join(_row(k, v) for k, v in run.environment.items() if k != "warnings")
+        rows = "".join(_row(k, v) for k, v in run.environment.items() if k != "warnings" and v not in (None, []))
         machine = f'<div class="card scroll"><table><tbody>{rows}</tbody></table></div>'
     else:
         machine = absent("Environment", "environment.json is not in the folder")
-    return f'<h2>Recipe and environment</h2><p>Everything that decided what this run did.</p><div class="two"><div>{recipe}</div><div>{machine}</div></div>'
+    both = f'<div class="two"><div>{recipe}</div><div>{machine}</div></div>'
+    return _titled("Recipe and environment", "Everything that decided what this run did.", both)
 
 
 def _row(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return "".join(_row(f"{name} {k}", v) for k, v in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        value = " ".join(str(v) for v in value)
+        return "".join(_row(f"{name} {n}", v) for n, v in enumerate(value, 1))
     return f'<tr><th scope="row">{esc(name.replace("_", " "))}</th><td>{esc(value)}</td></tr>'
 
 
 def _again(run: Run) -> str:
     where = shlex.quote(str(run.folder))
-    out = "<h2>Do it again</h2><p>Noise is keyed by seed, step and sample, so the same recipe on the same machine gives the same run.</p>"
+    lede = "Noise is keyed by seed, step and sample, so the same recipe on the same machine gives the same run."
     told = (run.environment or {}).get("command")
-    if told:
-        words = told if isinstance(told, str) else shlex.join(str(w) for w in told)
-        out += f"<h3>As it was started</h3>{command(words)}"
-    out += f"<h3>Again, from its recipe</h3>{command(f'burnish train {where}/recipe.yaml')}"
+    out = f"<h3>As it was started</h3>{command(str(told))}" if told else ""
     if run.summary is None:
         out += f"<h3>Go on from the last checkpoint</h3>{command(f'burnish train --resume {where}')}"
-    return out + f"<h3>This page, from the folder</h3>{command(f'burnish report {where}')}"
+    out += f"<h3>Again, from its recipe</h3>{command(f'burnish train {where}/recipe.yaml')}"
+    out += f"<h3>This page, from the folder</h3>{command(f'burnish report {where}')}"
+    return _titled("Do it again", lede, out)
 
 
 def _footer(run: Run) -> str:
     version = (run.environment or {}).get("burnish")
     said = f" {version}" if isinstance(version, str) else ""
     return f"Made by Burnish{esc(said)} from the files in {esc(run.folder)}. The page loads nothing; keep it anywhere."
-
-

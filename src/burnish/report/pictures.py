@@ -13,6 +13,7 @@ from burnish.report.folder import Evaluated, Samples, Sheet
 from burnish.report.html import absent, data_uri, esc, number
 
 MOST_TILES = 60  # pairs shown before and after
+SHOWN_AT_FIRST = 21  # of them; the rest are behind a button, as .few in style.html has it
 PICKS = 6  # samples in each of best, worst, most disputed
 WIDEST = 320  # pixels; a larger picture is reduced, or a page would weigh as much as its run
 
@@ -29,7 +30,9 @@ class Sprite:
 
     def variables(self, name: str = "--sheet") -> str:
         """CSS that hands the sprite to the tiles inside an element."""
-        return f"{name}:url({self.uri});--cols:{self.columns};--rows:{self.rows};--aspect:{self.width / self.height:.4f}"
+        return (
+            f"{name}:url({self.uri});--cols:{self.columns};--rows:{self.rows};--aspect:{self.width / self.height:.4f}"
+        )
 
     def place(self, index: int) -> str:
         """CSS that shows the picture `index`."""
@@ -70,21 +73,23 @@ def before_after(first: Evaluated, last: Evaluated, metric: str | None, name: st
     """The same prompts and noise under the weights before and after, with a slider over all of them."""
     if first.sheet is None or last.sheet is None:
         return absent("Before and after", f"the evaluation {first.suite} saved no pictures")
-    count = min(len(first.prompts), len(last.prompts), first.sheet.count, last.sheet.count)
+    count = min(len(first.texts), len(last.texts), first.sheet.count, last.sheet.count)
     old, new = (e.values.get(metric or "", np.full(count, math.nan)) for e in (first, last))
     chosen = list(range(count))[:MOST_TILES]
     before, after = sprite(first.sheet, chosen), sprite(last.sheet, chosen)
     known = [i for i in chosen if i < len(old) and i < len(new) and np.isfinite(old[i]) and np.isfinite(new[i])]
     tiles = "".join(
-        _tile(first.prompts[i], before.place(at), after.place(at), *((old[i], new[i]) if i in known else (None, None)))
+        _tile(first.texts[i], before.place(at), after.place(at), *((old[i], new[i]) if i in known else (None, None)))
         for at, i in enumerate(chosen)
     )
     only = _only(name, [(old[i], new[i]) for i in known]) if known else ""
+    hides = len(chosen) > SHOWN_AT_FIRST
+    few, more = (" few", f'<button type="button" class="more">Show all {len(chosen)}</button>') if hides else ("", "")
     return (
         f'<div class="compare" style="--old:url({before.uri})"><div class="bar">{_views(name)}'
         f'<label class="wipe">before <input type="range" min="0" max="100" value="50" '
         f'aria-label="Position of the border between before and after"> after</label>{only}</div>'
-        f'<div class="tiles slide{before.crisp}" style="{after.variables("--new")}">{tiles}</div></div>'
+        f'<div class="tiles slide{few}{before.crisp}" style="{after.variables("--new")}">{tiles}</div>{more}</div>'
     )
 
 
@@ -105,10 +110,9 @@ def _tile(prompt: str, before: str, after: str, old: float | None, new: float | 
 
 
 def _outcome(old: float, new: float) -> str:
-    if {old, new} <= {0.0, 1.0}:
-        return {(0, 0): "wrong, still wrong", (0, 1): "wrong → right", (1, 0): "right → wrong", (1, 1): "right, still right"}[
-            (int(old), int(new))
-        ]
+    words = {0.0: "wrong", 1.0: "right"}
+    if {old, new} <= words.keys():
+        return f"{words[old]}, still {words[new]}" if old == new else f"{words[old]} → {words[new]}"
     return f"{number(old)} → {number(new)}"
 
 
@@ -139,14 +143,14 @@ def through_time(passes: Sequence[Evaluated], rows: int = 6, most: int = 8) -> s
         return ""
     keep = sorted({round(i * (len(shown) - 1) / (most - 1)) for i in range(most)}) if len(shown) > most else None
     shown = [shown[i] for i in keep] if keep else shown
-    count = min(rows, *(len(e.prompts) for e in shown), *(e.sheet.count for e in shown if e.sheet))
+    count = min(rows, *(len(e.texts) for e in shown), *(e.sheet.count for e in shown if e.sheet))
     sprites = [sprite(e.sheet, range(count)) for e in shown if e.sheet]
     sheets = ";".join(f"--t{n}:url({s.uri})" for n, s in enumerate(sprites))
     head = "".join(f"<span>step {e.step}</span>" for e in shown)
     body = "".join(
-        f"<div><span>{esc(shown[0].prompts[i])}</span>"
+        f"<div><span>{esc(shown[0].texts[i])}</span>"
         + "".join(
-            f'<div class="mini"><div class="pic" role="img" aria-label="step {e.step}: {esc(e.prompts[i])}" '
+            f'<div class="mini"><div class="pic" role="img" aria-label="step {e.step}: {esc(e.texts[i])}" '
             f'style="--sheet:var(--t{n});{sprites[n].place(i)}"></div></div>'
             for n, e in enumerate(shown)
         )
@@ -161,9 +165,10 @@ def through_time(passes: Sequence[Evaluated], rows: int = 6, most: int = 8) -> s
 
 
 def disagreement(parts: np.ndarray) -> np.ndarray:
-    """How far the parts (rows) of each sample (column) are apart: range of the standardised parts, NaN with fewer than two.
+    """How far apart the parts (rows) of each sample (column) are: the range of its standardised parts.
 
-    Each part is standardised over the valid samples of the step; a part that is constant has nothing to say and is left out.
+    Each part is standardised over the valid samples of the step; a part that is constant has nothing to say and is left
+    out. NaN where fewer than two parts speak.
     """
     z = standardised(parts)
     told = np.isfinite(z).sum(0)
@@ -185,7 +190,7 @@ def picks(samples: Samples) -> str:
     """Best, worst and most disputed samples of one step."""
     if samples.sheet is None:
         return absent("Samples", f"the pictures of step {samples.step} are not in the folder")
-    count = min(samples.sheet.count, len(samples.prompts))
+    count = min(samples.sheet.count, len(samples.texts))
     total = samples.total[:count]
     order = [int(i) for i in np.argsort(total, kind="stable") if np.isfinite(total[i])]
     parts = np.array([samples.parts[name][:count] for name in samples.parts]).reshape(len(samples.parts), count)
@@ -204,12 +209,9 @@ def picks(samples: Samples) -> str:
     for title, note, chosen in groups:
         cards = "".join(_pick(samples, i, sheet.place(wanted.index(i)), z[:, i]) for i in chosen)
         why = "the reward has one part, or its parts do not vary, so nothing can disagree"
-        out += f'<h3>{title} <span class="note">{DASHED}{note}</span></h3>'
+        out += f'<h3>{title} <span class="aside">{note}</span></h3>'
         out += f'<div class="picks">{cards}</div>' if chosen else absent(title, why)
     return f'<div class="{sheet.crisp.strip()}" style="{sheet.variables()}">{out}</div>'
-
-
-DASHED = "\u2002"
 
 
 def _pick(samples: Samples, index: int, place: str, z: np.ndarray) -> str:
@@ -222,7 +224,7 @@ def _pick(samples: Samples, index: int, place: str, z: np.ndarray) -> str:
             f'<dt>{esc(name)}</dt><dd class="z" title="{label}">{bar}</dd><dd class="num">{number(values[index])}</dd>'
         )
     advantage = number(samples.advantage[index], sign=True) if index < len(samples.advantage) else number(None)
-    prompt = esc(samples.prompts[index])
+    prompt = esc(samples.texts[index])
     return (
         f'<figure class="card pick"><div class="mini"><div class="pic" role="img" aria-label="{prompt}" style="{place}">'
         f"</div></div><figcaption><b>{prompt}</b><dl>{rows}</dl>"

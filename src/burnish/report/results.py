@@ -17,7 +17,8 @@ def results_table(evaluations: Mapping[str, Sequence[Evaluated]]) -> str:
     for suite, passes in evaluations.items():
         first, last = passes[0], passes[-1]
         span = f"step {first.step}" + (f" and step {last.step}" if last.step != first.step else ", no second pass yet")
-        body += f'<tr class="group"><th colspan="6" scope="rowgroup">{esc(suite)} <span class="note">{span}</span></th></tr>'
+        title = f'{esc(suite)} <span class="aside">{span}</span>'
+        body += f'<tr class="group"><th colspan="6" scope="rowgroup">{title}</th></tr>'
         for metric in dict.fromkeys((*first.metrics, *last.metrics)):
             change = measured(first, last, metric)
             body += _row(metric, change, is_share(first, last, metric), once=first.step == last.step)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from burnish.formulas.statistics import paired_difference
 from burnish.report.folder import Evaluated, Run
 from burnish.report.html import absent, esc, number, percent, points
-from burnish.report.intervals import Change, lower_is_better, paired
+from burnish.report.intervals import Change, lower_is_better
 
 TONE = {"better": "better", "worse": "worse", "not distinguishable": "even", "unknown": "unknown"}
 
@@ -27,28 +28,30 @@ class Headline:
 
 
 def headline(run: Run) -> Headline | None:
-    """The first suite's first metric that has a value for each sample; None before anything was evaluated.
+    """The metric `verified` of the suite `heldout`, as in summary.json; or else the first that has values by sample.
 
-    Numbers that the run wrote in its summary stand; the interval is made here only where it wrote none.
+    None before anything was evaluated.
     """
-    for suite, passes in run.evaluations.items():
-        first, last = passes[0], passes[-1]
-        metric = next((m for m in last.values if m in last.metrics), None) or next(iter(last.metrics), None)
-        if metric is None:
-            continue
-        change = measured(first, last, metric)
-        return Headline(suite, metric, first.step, last.step, _as_summed(run, change), is_share(first, last, metric))
+    suites = sorted(run.evaluations, key=lambda suite: suite != "heldout")
+    for suite in suites:
+        first, last = run.evaluations[suite][0], run.evaluations[suite][-1]
+        by_sample = [m for m in last.metrics if m in last.values]
+        metric = "verified" if "verified" in by_sample else next(iter(by_sample or last.metrics), None)
+        if metric is not None:
+            change = measured(first, last, metric)
+            return Headline(suite, metric, first.step, last.step, change, is_share(first, last, metric))
     return None
 
 
 def measured(first: Evaluated, last: Evaluated, metric: str) -> Change:
-    """A metric in two passes. Without values for each sample, or with one pass only, there is no interval."""
-    old, new = first.values.get(metric), last.values.get(metric)
-    low, high, count = math.nan, math.nan, 0
-    if first.step != last.step and old is not None and new is not None and len(old) == len(new):
-        low, high, count = paired(old, new)
+    """A metric in two passes. No interval without values by sample, with one pass, or with other questions."""
     before, after = (e.metrics.get(metric, math.nan) for e in (first, last))
-    return Change(before, after, low, high, count, lower_is_better(metric))
+    old, new = first.values.get(metric), last.values.get(metric)
+    if first.step == last.step or old is None or new is None or list(first.prompts) != list(last.prompts):
+        return Change(before, after, lower_is_better=lower_is_better(metric))
+    number_of = {name: n for n, name in enumerate(dict.fromkeys(first.prompts))}
+    found = paired_difference(old, new, np.array([number_of[p] for p in first.prompts]))
+    return Change(before, after, found.low, found.high, found.clusters, lower_is_better(metric))
 
 
 def is_share(first: Evaluated, last: Evaluated, metric: str) -> bool:
@@ -60,14 +63,6 @@ def is_share(first: Evaluated, last: Evaluated, metric: str) -> bool:
     seen = np.concatenate([e.values[name] for e in (first, last) if name in e.values])
     known = seen[np.isfinite(seen)]
     return len(known) > 0 and bool(np.isin(known, (0.0, 1.0)).all())
-
-
-def _as_summed(run: Run, change: Change) -> Change:
-    names = ("base", "tuned", "ci_low", "ci_high")
-    if run.summary is None or not all(isinstance(run.summary.get(n), (int, float)) for n in names):
-        return change
-    base, tuned, low, high = (float(run.summary[n]) for n in names)
-    return Change(base, tuned, low, high, change.count, change.lower_is_better)
 
 
 def verdict(run: Run, found: Headline | None) -> str:
@@ -110,7 +105,7 @@ def _fine(found: Headline) -> str:
     change, show = found.change, points if found.share else number
     if math.isnan(change.low):
         return f"Step {found.first} against step {found.last}. There are no values for each sample to pair."
-    pairs = f", {change.count} pairs of equal prompt and noise" if change.count else ""
+    pairs = f", over {change.prompts} prompts, each pair with equal noise" if change.prompts else ""
     unit = " points" if found.share else ""
     return (
         f"95 % interval of the difference {show(change.low, True)} to {show(change.high, True)}{unit}{pairs}. "
@@ -123,8 +118,12 @@ def _figures(found: Headline) -> str:
     gain = points(change.difference, True) if found.share else number(change.difference, True)
     unit = "points" if found.share else "difference"
     once = found.first == found.last and math.isnan(change.low)
-    rest = f'<div class="arrow" aria-hidden="true">→</div><div><small>after</small><span class="v">{show(change.after)}</span></div><div class="gain"><small>{unit}</small><span class="v">{gain}</span></div>'
-    return f'<div class="steps2"><div class="was"><small>before</small><span class="v">{show(change.before)}</span></div>{"" if once else rest}</div>'
+    after = (
+        f'<div class="arrow" aria-hidden="true">→</div><div><small>after</small><span class="v">{show(change.after)}'
+        f'</span></div><div class="gain"><small>{unit}</small><span class="v">{gain}</span></div>'
+    )
+    before = f'<div class="was"><small>before</small><span class="v">{show(change.before)}</span></div>'
+    return f'<div class="steps2">{before}{"" if once else after}</div>'
 
 
 def interval(change: Change, share: bool, width: int = 520, height: int = 74) -> str:
@@ -145,7 +144,7 @@ def interval(change: Change, share: bool, width: int = 520, height: int = 74) ->
     )
     close = min(abs(x(0) - x(change.low)), abs(x(0) - x(change.high))) < 28
     zero = "" if close else f'<text x="{x(0)}" y="{height - 6}" {text}>0</text>'
-    said = f"Difference {show(change.difference, True)}, 95 % interval {show(change.low, True)} to {show(change.high, True)}"
+    said = f"95 % interval {show(change.low, True)} to {show(change.high, True)}, with 0 marked"
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{said}">'
         f'<line x1="0" x2="{width}" y1="30" y2="30" stroke="var(--line)" stroke-width="2"/>'
@@ -154,5 +153,3 @@ def interval(change: Change, share: bool, width: int = 520, height: int = 74) ->
         f'fill="var(--tone)" fill-opacity=".32"/><circle cx="{x(change.difference)}" cy="30" r="8" fill="var(--tone)"/>'
         f"{zero}{ends}</svg>"
     )
-
-
