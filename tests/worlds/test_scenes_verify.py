@@ -123,6 +123,11 @@ def test_blobs_that_are_no_object_count_and_fit_nothing():
     brown = picture(CIRCLE)
     brown[:, :, :, :] = torch.where(brown[:, 1:2] < 0.6, torch.tensor([0.35, 0.45, 0.45]).view(1, 3, 1, 1), brown)
     assert not right("a circle", brown)  # a colour that the world does not have
+    two_tone = picture(CIRCLE)
+    two_tone[:, :, :, 19:] = picture(replace(CIRCLE, colour="purple"))[:, :, :, 19:]  # the right third
+    assert read(two_tone)[0][0].colour == UNREADABLE and not right("a red circle", two_tone)
+    (dark,) = read(picture(CIRCLE, back=(150.0, 150.0, 150.0)))
+    assert [(o.shape, o.colour) for o in dark] == [(UNREADABLE, UNREADABLE)]  # no background of this world
 
 
 def test_reasons_say_what_is_missing():
