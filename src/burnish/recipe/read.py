@@ -136,6 +136,20 @@ def read(name: str, overrides: Sequence[str] = (), settings: Mapping[str, object
     return decode(Recipe, draft(name, overrides, settings).data)
 
 
+def changed(recipe: Recipe, overrides: Sequence[str] = (), settings: Mapping[str, object] | None = None) -> Recipe:
+    """A recipe with changes, written as in `draft`."""
+    from burnish.recipe.decode import decode
+    from burnish.recipe.encode import encode
+    from burnish.recipe.layers import spelled
+    from burnish.recipe.recipe import Recipe
+
+    data: object = spelled(Recipe, encode(recipe))
+    assert isinstance(data, dict)
+    for path, value in [*map(_split, overrides), *(settings or {}).items()]:
+        data, _ = _changed(data, {}, path, value)
+    return decode(Recipe, data)
+
+
 def write(recipe: Recipe, path: Path) -> None:
     """Write a recipe, every value of it, as YAML that `read` accepts."""
     from omegaconf import OmegaConf

@@ -1,0 +1,7 @@
+"""`python -m burnish` is `burnish`."""
+
+from __future__ import annotations
+
+from burnish.cli.main import main
+
+main()

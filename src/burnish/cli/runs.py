@@ -1,0 +1,162 @@
+"""What the command line and `import burnish` share: starting a run, and opening what one left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL.Image import Image, fromarray
+
+from burnish.core import Copy, Evaluation, Policy, Suite
+from burnish.engine import checkpoint
+from burnish.engine.evaluate import evaluate
+from burnish.engine.layouts.local import device_of
+from burnish.formulas.noise import Noise
+from burnish.prompts import read_prompts
+from burnish.recipe import find, read
+from burnish.recipe.check import require
+from burnish.recipe.decode import decode
+from burnish.recipe.encode import encode
+from burnish.recipe.recipe import Recipe
+from burnish.types import Prompt
+
+if TYPE_CHECKING:
+    from burnish.engine.reporter import Reporter
+
+
+def folder_for(name: str, asked: Path | None, resume: bool) -> Path:
+    """Where the run of a recipe goes: where it was asked to, or the first free of runs/NAME, runs/NAME-2, ...
+
+    A recipe that is the folder of a run is resumed in place.
+    """
+    if asked is not None:
+        return asked
+    if resume and (Path(name) / "recipe.yaml").is_file():
+        return Path(name)
+    if resume:
+        raise ValueError("which run is to go on? Give its folder: burnish train runs/NAME --resume")
+    stem = Path(name).with_suffix("").name if Path(name).exists() else name.replace("/", "-")
+    return next(path for path in _numbered(Path("runs") / stem) if not path.exists())
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    yield from (path.with_name(f"{path.name}-{n}") for n in count(2))
+
+
+def train_into(
+    recipe: Recipe, folder: Path, resume: bool, warn: Callable[[str], None], reporter: Reporter | None = None
+) -> Path:
+    """Check a recipe, run it into a folder and write its report, also when the run was asked to stop."""
+    from burnish.engine.loop import train
+    from burnish.report import page
+
+    for warning in require(recipe):
+        warn(warning)
+    try:
+        train(recipe, folder, resume=resume, reporter=reporter)
+    except SystemExit:
+        page.write(folder)
+        raise
+    page.write(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Model:
+    """A policy with its weights, ready to draw."""
+
+    recipe: Recipe
+    policy: Policy
+    step: int | None  # training step of its weights; None for those the recipe starts from
+
+    def sample(self, prompts: Sequence[str | Prompt], seed: int = 0, rows: int = 64, **plan: Any) -> list[Image]:
+        """One picture for each prompt, drawn as in training; `plan` changes how (`guidance=4.0`, `top_k=100`).
+
+        A text that is among the prompts of the recipe brings what is known about it, such as its class.
+        The same seed gives the same pictures, however many are drawn at once (`rows`).
+        """
+        import numpy as np
+
+        asked = self._prompts(prompts)
+        drawn = _plan(self.recipe, plan)
+        found = []
+        for start in range(0, len(asked), rows):
+            some = asked[start : start + rows]
+            noise = Noise(seed, 0, tuple(range(start, start + len(some))), "sample")
+            media = self.policy.sample(some, drawn, noise).media
+            pixels = (media.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            found += [fromarray(np.ascontiguousarray(picture)) for picture in pixels]
+        return found
+
+    def evaluate(self, suites: Mapping[str, Suite], seed: int, reward: bool) -> dict[str, Evaluation]:
+        """Each suite in turn; with `reward`, what the recipe's reward says of the pictures too."""
+        scorer = self.recipe.reward.load(device_of(self.recipe.device)) if reward else None
+        return dict(evaluate(suites, self.policy, scorer, seed))
+
+    def _prompts(self, prompts: Sequence[str | Prompt]) -> list[Prompt]:
+        if isinstance(prompts, (str, Prompt)):
+            raise ValueError("sample takes a list of prompts; for one, write [prompt]")
+        known = _known_prompts(self.recipe)
+        plain = [p if isinstance(p, Prompt) else known.get(p, Prompt(f"asked/{p}", p)) for p in prompts]
+        if not plain:
+            raise ValueError("sample needs one prompt at least")
+        return plain
+
+
+def _known_prompts(recipe: Recipe) -> dict[str, Prompt]:
+    """Prompts of the recipe by their text; none where its source has none, or their file is not on this machine."""
+    data = encode(recipe.source)
+    name = next(iter(data.values())).get("prompts", "") if isinstance(data, dict) else ""
+    try:
+        return {prompt.text: prompt for prompt in read_prompts(name)}
+    except ValueError:
+        return {}
+
+
+def _plan(recipe: Recipe, changes: Mapping[str, Any]) -> Any:
+    """The plan of the recipe's first step with changes, checked as `every_token` checks it."""
+    from burnish.plans.every_token import EveryToken
+
+    plan = encode(recipe.source.plan_at(1))
+    return decode(EveryToken, {**plan, "group": 1, **changes}, "plan").at(0)
+
+
+def open_model(name: str, overrides: Sequence[str] = ()) -> Model:
+    """The model of a run, with the weights of its newest checkpoint; or that of a recipe, as it starts out.
+
+    Raises ValueError for a name that is neither, and a run without a checkpoint or with a damaged one.
+    """
+    recipe = read.read(name, overrides)
+    device = device_of(recipe.device)
+    run = read.locate(name).parent
+    is_run = Path(name).expanduser().is_dir()
+    newest = checkpoint.latest(run) if is_run else None
+    if is_run and newest is None:
+        raise ValueError(f"{name}: this run has no checkpoint yet; `burnish train {name} --resume` goes on with it")
+    policy = recipe.policy.load(device)
+    if newest is None:
+        return Model(recipe, policy, None)
+    kept = checkpoint.read(newest)
+    extra = {"reference": Copy()} if recipe.advantage.reads_reference else {}
+    policy.keep({**extra, **recipe.objective.needs().copies})
+    policy.restore(kept.weights)
+    return Model(recipe, policy, kept.step)
+
+
+def suites_of(recipe: Recipe, name: str = "") -> dict[str, Suite]:
+    """The suites of a recipe; or the one of them that has this name; or a suite component, with its defaults."""
+    if not name and recipe.suites:
+        return dict(recipe.suites)
+    if not name:
+        known = ", ".join(find.names(_SUITE))
+        raise ValueError(f"the recipe has no suites; name one (choices: {known})")
+    if name in recipe.suites:
+        return {name: recipe.suites[name]}
+    return {name: decode(Suite, name, "suite")}
+
+
+_SUITE = next(kind for kind in find.KINDS if kind.word == "suite")

@@ -1,0 +1,106 @@
+"""What a run will take, from sizes alone: lower bounds, so that a run that cannot fit is not started."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from burnish.core import Footprint, Sized
+from burnish.recipe.check import samples
+from burnish.recipe.recipe import Recipe
+from burnish.types import TokenPlan
+
+FLOAT = 4  # bytes of a float32
+KEPT_A_LAYER = (
+    22  # numbers of hidden width that a token and a layer keep for the backward pass (attention 8, SwiGLU 14)
+)
+PROBE = 0.2  # seconds of matrix products
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by what they are for, and seconds. Rewards and the decoding of pictures are not in it."""
+
+    memory: dict[str, int]
+    seconds_a_step: float  # at the measured rate of matrix products; at least this
+    rate: float  # measured, in 1e9 multiply-adds a second
+
+    @property
+    def total(self) -> int:
+        return sum(self.memory.values())
+
+
+def estimate(recipe: Recipe) -> Estimate | None:
+    """Memory and time of a recipe on this machine; None for a policy that does not tell its size."""
+    if not isinstance(recipe.policy, Sized):
+        return None
+    size = recipe.policy.footprint()
+    rate = matrix_rate(torch.bfloat16 if size.bytes_per_number == 2 else torch.float32)
+    return Estimate(memory(recipe, size), multiply_adds(recipe, size) / rate, rate / 1e9)
+
+
+def memory(recipe: Recipe, size: Footprint) -> dict[str, int]:
+    """Bytes of the largest things a run holds at once."""
+    prompts, group = samples(recipe)
+    b, plan = prompts * group, recipe.source.plan_at(1)
+    copies = _copies(recipe)
+    if size.trainable < size.parameters:
+        copies = copies - {"reference"}  # with adapters the reference is the adapter switched off
+    rows = min(rows for rows in (_rows_at_once(recipe), b) if rows)
+    micro = recipe.optim.micro or b // recipe.optim.minibatches
+    kept = 2 if size.recompute else KEPT_A_LAYER
+    trained = micro * _trained_branches(plan) * size.tokens
+    return {
+        "weights": (size.parameters + size.frozen) * FLOAT
+        + (size.trainable if size.trainable < size.parameters else 0),
+        "gradient": size.trainable * FLOAT,
+        "optimiser": 2 * size.trainable * FLOAT,
+        "copies": len(copies) * size.trainable * FLOAT,
+        "cache": rows * _drawn_branches(plan) * size.tokens * size.layers * 2 * size.width * size.bytes_per_number,
+        "activations": trained * size.layers * kept * size.width * size.bytes_per_number,
+    }
+
+
+def multiply_adds(recipe: Recipe, size: Footprint) -> float:
+    """Multiply-adds of one step in the network: a token costs one for each parameter, its backward pass two more."""
+    prompts, group = samples(recipe)
+    plan, tokens = recipe.source.plan_at(1), prompts * group * size.tokens
+    drawn = tokens * _drawn_branches(plan)
+    scored = tokens * _trained_branches(plan)
+    passes = len(_copies(recipe) & {"reference"}) + (4 if size.recompute else 3) * recipe.optim.epochs
+    return float(size.parameters) * (drawn + scored * passes)
+
+
+def _copies(recipe: Recipe) -> set[str]:
+    extra = {"reference"} if recipe.advantage.reads_reference else set()
+    return extra | set(recipe.objective.needs().copies)
+
+
+def _drawn_branches(plan: TokenPlan) -> int:
+    return 1 if plan.guidance == 1 else 2
+
+
+def _trained_branches(plan: TokenPlan) -> int:
+    return 1 if plan.law == "conditional" else _drawn_branches(plan)
+
+
+def _rows_at_once(recipe: Recipe) -> int:
+    """Samples drawn at once, where the source has that setting; 0 is all."""
+    from burnish.recipe.encode import encode
+
+    data = encode(recipe.source)
+    return next(iter(data.values())).get("rows", 0) if isinstance(data, dict) else 0
+
+
+def matrix_rate(dtype: torch.dtype, side: int = 1024) -> float:
+    """Multiply-adds a second of square matrix products on the machine's first device, measured for a moment."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    a = torch.randn(side, side, device=device).to(dtype)
+    (a @ a).sum().item()  # the first product loads kernels
+    done, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < PROBE:
+        (a @ a)[0, 0].item()  # waits for the device
+        done += 1
+    return done * side**3 / spent
