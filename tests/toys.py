@@ -8,6 +8,7 @@ everything = policy.enumerate(toy_prompt(0), TokenPlan())  # everything.logp.sum
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -154,7 +155,8 @@ def prompts() -> list[Prompt]:
 class Brightness(Reward):
     """Mean gray level. `spoil` makes it misbehave, to see what the engine says."""
 
-    spoil: str = ""  # raise, shape, type, lie, some (every third is invalid), all
+    spoil: str = ""  # raise, shape, type, lie, some (every third is invalid), all, flat, noise (from torch's own stream)
+    pause: float = 0.0  # seconds that a call takes
 
     def load(self, device: torch.device) -> Scorer:
         return BrightnessScorer(self)
@@ -165,6 +167,7 @@ class BrightnessScorer(Scorer):
         self.spec = spec
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Scores:
+        time.sleep(self.spec.pause)
         values = images.mean((1, 2, 3))
         match self.spec.spoil:
             case "raise":
@@ -178,6 +181,10 @@ class BrightnessScorer(Scorer):
                 values[::3] = torch.nan
             case "all":
                 values[:] = torch.nan
+            case "flat":
+                values[:] = 0.5
+            case "noise":
+                values = values + 0.01 * torch.rand(len(values))
             case "type":
                 return values  # type: ignore[return-value]
         return Scores.of("brightness", values)

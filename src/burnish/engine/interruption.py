@@ -27,8 +27,8 @@ class Interruption:
         self.number: int | None = None
 
     def asked(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
-            raise KeyboardInterrupt
+        if self.number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # whoever presses twice does not want to wait
         self.number = number
 
 

@@ -38,8 +38,8 @@ class Learner:
         """The rollout with the log-probabilities that its objective or advantage needs besides the recorded ones.
 
         `reference` is filled where a copy of that name is kept. `anchor` is filled for needs.anchor "recomputed", if
-        the weights will have moved before the last of several updates, or if the advantage reads it; otherwise an objective
-        takes its own log-probability without gradient, which is equal and costs nothing.
+        the weights will have moved before the last of several updates, or if the advantage reads it; otherwise an
+        objective takes its own log-probability without gradient, which is equal and costs nothing.
         """
         recomputed = self._needs.anchor == "recomputed" and (self.updates_per_step > 1 or reads_reference)
         if recomputed:
@@ -159,7 +159,7 @@ class Learner:
             order = torch.from_numpy(random.permutation(len(units)))
             for share in order.tensor_split(self._optim.minibatches):
                 if len(share):
-                    # In the order of drawing: samples of one prompt lie together, and the policy can share their prefix.
+                    # In the order of drawing: samples of one prompt lie together, and a policy can share their prefix.
                     yield torch.cat([units[i] for i in share.sort().values.tolist()])
 
     def _micro(self, index: Int[Tensor, " n"], rollout: Rollout) -> list[Int[Tensor, " m"]]:

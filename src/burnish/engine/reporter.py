@@ -1,8 +1,8 @@
 """Writes the run folder. Everything a person or a program needs to read a run is in it; other programs read it.
 
     recipe.yaml          the recipe as `recipe.encode` gives it
-    environment.json     burnish, commit, python, torch, transformers, platform, cpu, cores, threads, accelerator, device,
-                         seed, command, started (UTC, ISO 8601); `resumed`: a list of {step, started, command}
+    environment.json     burnish, commit, python, torch, transformers, platform, cpu, cores, threads, accelerator,
+                         device, seed, command, started (UTC, ISO 8601); `resumed`: a list of {step, started, command}
     metrics.jsonl        one JSON object a step: {"step": 7, "<stage>/<what>": number or null, ...}; null is not finite
                          or not known. Step 0 is before the first update and has only eval/<suite>_<metric>; a step that
                          was evaluated has those too. Names that end in `seconds` or `per_second` are timings, all
