@@ -21,6 +21,7 @@ import httpx
 import torch
 from PIL.Image import Image
 
+from burnish.models.places import unpacked
 from burnish.models.released import Dtype, first_line, from_pretrained
 
 T = TypeVar("T")
@@ -214,7 +215,7 @@ def load_local_chat(weights: str, where: str, device: torch.device, dtype: Dtype
 
     model = from_pretrained(AutoModelForImageTextToText, weights, where, device, dtype)
     try:
-        processor = AutoProcessor.from_pretrained(weights)
+        processor = AutoProcessor.from_pretrained(unpacked(weights))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where}: no processor could be read from {weights!r}: {first_line(error)}") from error
     processor.tokenizer.padding_side = "left"  # replies of a batch must start at the same place

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.models.pixels import Pixels, in_chunks, read_pixels
+from burnish.models.places import unpacked
 from burnish.models.released import Dtype, first_line, from_pretrained
 
 
@@ -84,6 +85,6 @@ def load_tokenizer(weights: str, where: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(weights)
+        return AutoTokenizer.from_pretrained(unpacked(weights))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where}: no tokenizer could be read from {weights!r}: {first_line(error)}") from error

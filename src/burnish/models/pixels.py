@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.formulas.noise import generator
+from burnish.models.places import unpacked
 from burnish.models.released import first_line
 
 FILTERS = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as the configuration files have them
@@ -88,7 +89,7 @@ def read_pixels(weights: str, where: str) -> Pixels:
 
     Raises ValueError, starting with `where`, if there is none or it asks for something this module does not do.
     """
-    settings = _settings(weights, where)
+    settings = _settings(unpacked(weights), where)
     legacy_clip = "CLIP" in str(settings.get("image_processor_type", settings.get("feature_extractor_type", "")))
     size = _size(settings.get("size"), where, square=not legacy_clip) if settings.get("do_resize", True) else None
     crop = _size(settings.get("crop_size"), where, square=True) if settings.get("do_center_crop", False) else None

@@ -7,6 +7,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 
 
+def unpacked(name: str) -> str:
+    """`name`, with "burnish:..." replaced by its path inside this package. Raises ValueError if that does not exist."""
+    return str(locate(name)) if name.startswith("burnish:") else name
+
+
 def locate(name: str) -> Path | None:
     """The local path that `name` stands for, or None if it can only be a hub id.
 

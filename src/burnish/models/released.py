@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from burnish.models.places import unpacked
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,7 +28,7 @@ def from_pretrained(kind: Any, weights: str, where: str, device: torch.device, d
     from safetensors import SafetensorError
 
     try:
-        model, report = kind.from_pretrained(weights, dtype=DTYPES[dtype], output_loading_info=True)
+        model, report = kind.from_pretrained(unpacked(weights), dtype=DTYPES[dtype], output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"{where}: no {kind.__name__} could be read from {weights!r}: {first_line(error)}") from error
     if report["missing_keys"]:
@@ -37,6 +39,7 @@ def from_pretrained(kind: Any, weights: str, where: str, device: torch.device, d
 
 def find_file(name: str, where: str) -> Path:
     """A local file, or `owner/repository/file` of the hub, downloaded once. ValueError if it is neither."""
+    name = unpacked(name)
     if Path(name).is_file():
         return Path(name)
     owner, _, rest = name.partition("/")
