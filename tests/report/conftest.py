@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ note: 'a "quoted" <b>string</b>'
 """
 
 
+@cache
 def scenes(count: int, seed: int) -> tuple[list[str], np.ndarray]:
     prompts = heldout(count, 0)
     random = np.random.default_rng(seed)
@@ -146,7 +149,18 @@ def write_samples(folder: Path, step: int, random: np.random.Generator) -> None:
     stem.with_suffix(".json").write_text(json.dumps(record))
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "demo")
+
+
 @pytest.fixture
-def made(tmp_path: Path) -> Path:
-    """A finished run."""
-    return write_run(tmp_path / "demo")
+def made(whole: Path, tmp_path: Path) -> Path:
+    """A finished run of its own, for a test to spoil."""
+    return Path(shutil.copytree(whole, tmp_path / "demo"))
+
+
+@pytest.fixture(name="write_run")
+def writer():
+    """Writes a run with other settings."""
+    return write_run

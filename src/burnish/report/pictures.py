@@ -225,9 +225,10 @@ def _pick(samples: Samples, index: int, place: str, z: np.ndarray) -> str:
         )
     advantage = number(samples.advantage[index], sign=True) if index < len(samples.advantage) else number(None)
     prompt = esc(samples.texts[index])
+    picture = f'<div class="pic" role="img" aria-label="{prompt}" style="{place}"></div>'
     return (
-        f'<figure class="card pick"><div class="mini"><div class="pic" role="img" aria-label="{prompt}" style="{place}">'
-        f"</div></div><figcaption><b>{prompt}</b><dl>{rows}</dl>"
+        f'<figure class="card pick"><div class="mini">{picture}</div>'
+        f"<figcaption><b>{prompt}</b><dl>{rows}</dl>"
         f'<div class="advantage"><span>total <b class="num">{number(samples.total[index])}</b></span>'
         f'<span>advantage <b class="num">{advantage}</b></span></div></figcaption></figure>'
     )
