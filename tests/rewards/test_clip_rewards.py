@@ -101,6 +101,8 @@ def test_laws_of_a_reward(clip_folder, tmp_path, pictures, prompts, cpu, which):
     scorer(images, asked).total[1].backward()
     assert images.grad[1].abs().sum() > 0 and images.grad[[0, 2, 3, 4]].abs().sum() == 0
     torch.testing.assert_close(scorer(images.detach(), asked).total, scores.total)
+    with torch.no_grad():
+        assert not scorer(images, asked).total.requires_grad
 
 
 def test_the_gradient_is_that_of_finite_differences(clip_folder, prompts, cpu):
@@ -143,8 +145,13 @@ def test_the_memory_for_texts_is_bounded_and_forgets_the_oldest(clip_folder, cpu
     assert sum(seen) == 4 and len(towers._known) == 3
     torch.testing.assert_close(towers.texts(["green", "a"]), many[2:4])
     assert sum(seen) == 4
-    towers.texts(["blue", "two"])  # pushes out "red" first; "blue" had been dropped or kept by age
-    assert len(towers._known) == 3
+    towers.texts(["blue"])  # asked for again, so that "green" is now the oldest
+    towers.texts(["two"])
+    assert len(towers._known) == 3 and sum(seen) == 5
+    towers.texts(["blue"])
+    assert sum(seen) == 5
+    towers.texts(["green"])
+    assert sum(seen) == 6
 
 
 def test_padding_of_a_batch_of_texts_changes_no_vector(clip_folder, cpu):

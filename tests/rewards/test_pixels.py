@@ -123,3 +123,16 @@ def test_bytes_are_rounded_not_cut():
     image = torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.2])
     assert to_bytes(image.expand(1, 3, 1, 5))[0, 0, :, 0].tolist() == [0, 0, 1, 255, 255]
     assert to_bytes(torch.zeros(0, 3, 2, 2)).dtype == np.uint8
+
+
+def test_a_gradient_is_recorded_only_where_it_is_asked_for(pictures):
+    images, weight = pictures(2), torch.ones((), requires_grad=True)
+
+    def measure(part):
+        return (part * weight).sum((1, 2, 3))
+
+    assert not in_chunks(measure, images, 1).requires_grad
+    images.requires_grad_()
+    assert in_chunks(measure, images, 1).requires_grad
+    with torch.no_grad():
+        assert not in_chunks(measure, images, 1).requires_grad
