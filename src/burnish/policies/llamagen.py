@@ -77,7 +77,9 @@ class LlamaGen(PolicySpec):
                 f"policy.llamagen: the GPT draws from {gpt.config.vocabulary} tokens, the tokenizer knows {vq.config.codes}"
             )
         if self.pixels % vq.config.cell:
-            raise ValueError(f"policy.llamagen.pixels: {self.pixels} is not a multiple of the tokenizer's {vq.config.cell}")
+            raise ValueError(
+                f"policy.llamagen.pixels: {self.pixels} is not a multiple of the tokenizer's {vq.config.cell}"
+            )
         return LlamaGenPolicy(self, gpt.to(device).eval(), vq.to(device).eval().requires_grad_(False), captions, device)
 
 
@@ -114,7 +116,7 @@ class LlamaGenPolicy(Policy):
         hidden = self.gpt.first(prefix)
         for i in range(n):
             mixed = self._mixed(hidden.split(b), plan)
-            logits = law_logits(self.gpt.output(mixed).float(), None, plain, law)
+            logits = law_logits(self.gpt.output(mixed).float().contiguous(), None, plain, law)
             ids[i], logp[i], entropy[i] = draw_with_logp(logits, uniform[:, i])
             if i + 1 < n:
                 hidden = self.gpt.next(ids[i].repeat(len(branches)), i, self.side, cache, bias)
