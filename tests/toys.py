@@ -155,7 +155,9 @@ def prompts() -> list[Prompt]:
 class Brightness(Reward):
     """Mean gray level. `spoil` makes it misbehave, to see what the engine says."""
 
-    spoil: str = ""  # raise, shape, type, lie, some (every third is invalid), all, flat, noise (from torch's own stream)
+    spoil: str = (
+        ""  # raise, shape, type, lie, some (every third is invalid), all, flat, noise (from torch's own stream)
+    )
     pause: float = 0.0  # seconds that a call takes
 
     def load(self, device: torch.device) -> Scorer:

@@ -75,7 +75,9 @@ def after(folder: Path, step: int, number: int, wait: float = 0.0) -> Callable[[
 
     def send(pid: int) -> None:
         limit = time.monotonic() + 120
-        while not (folder / "metrics.jsonl").exists() or f'"step": {step},' not in (folder / "metrics.jsonl").read_text():
+        while (
+            not (folder / "metrics.jsonl").exists() or f'"step": {step},' not in (folder / "metrics.jsonl").read_text()
+        ):
             assert time.monotonic() < limit, "the run did not get there"
             time.sleep(0.002)
         time.sleep(wait)

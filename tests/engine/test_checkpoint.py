@@ -1,0 +1,123 @@
+"""Checkpoints: whole or not there, and never believed without looking."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from burnish.engine.checkpoint import Checkpoint, latest, read, write
+
+
+def example(step: int, size: int = 6) -> Checkpoint:
+    torch.manual_seed(step)
+    weight = torch.nn.Parameter(torch.randn(size))
+    adam = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    adam.step()
+    return Checkpoint(step, step, 1.5, {"w": weight.detach()}, adam.state_dict(), torch.get_rng_state())
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    one = example(7)
+    found = read(write(tmp_path, one, keep=2))
+    assert (found.step, found.updates, found.seconds) == (7, 7, 1.5)
+    assert torch.equal(found.weights["w"], one.weights["w"])
+    assert torch.equal(found.optimiser["state"][0]["exp_avg"], one.optimiser["state"][0]["exp_avg"])
+    assert found.optimiser["param_groups"] == one.optimiser["param_groups"]
+    assert torch.equal(found.random, one.random)
+
+
+def test_the_newest_are_kept_and_numbers_are_not_words(tmp_path: Path) -> None:
+    assert latest(tmp_path) is None
+    for step in (9, 10, 999999, 1000000):
+        write(tmp_path, example(step), keep=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-1000000", "step-999999"]
+    newest = latest(tmp_path)
+    assert newest is not None and newest.name == "step-1000000"
+
+
+def spoil(folder: Path, how: str) -> None:
+    weights, optimiser, state = (folder / n for n in ("weights.safetensors", "optimiser.pt", "state.json"))
+    match how:
+        case "truncated weights":
+            os.truncate(weights, weights.stat().st_size - 4)
+        case "one bit":
+            data = bytearray(weights.read_bytes())
+            data[-1] ^= 1
+            weights.write_bytes(data)
+        case "truncated optimiser":
+            os.truncate(optimiser, optimiser.stat().st_size // 2)
+        case "truncated state":
+            os.truncate(state, 20)
+        case "binary state":
+            state.write_bytes(b"\xff\xfe\x00")
+        case "foreign":
+            state.write_text(json.dumps({"epoch": 3}))
+        case "missing":
+            optimiser.unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("truncated weights", "weights.safetensors is damaged"),
+        ("one bit", "weights.safetensors is damaged"),
+        ("truncated optimiser", "optimiser.pt is damaged"),
+        ("truncated state", "state.json is damaged"),
+        ("binary state", "state.json is damaged"),
+        ("foreign", "not written by this Burnish"),
+        ("missing", "has no optimiser.pt"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_an_older_one_offered(tmp_path: Path, how: str, said: str) -> None:
+    write(tmp_path, example(4), keep=2)
+    bad = write(tmp_path, example(8), keep=2)
+    spoil(bad, how)
+    with pytest.raises(ValueError, match=said) as caught:
+        read(bad)
+    assert "step-000008" in str(caught.value) and "goes on from step-000004" in str(caught.value)
+
+
+def test_a_pickle_is_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    folder = write(tmp_path, replace(example(4), optimiser={"state": Trap(), "param_groups": []}), keep=2)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("room", [50_000, 300_000, 480_000])
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, room: int) -> None:
+    """The system refuses files longer than `room` bytes: first within the weights, then within the optimiser."""
+    write(tmp_path, example(4), keep=1)
+    big = example(8, size=60_000)  # 240 kB of weights, 480 kB of moments
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(ValueError, match=r"could not save .*step-000008.*step-000004 is whole"):
+            write(tmp_path, big, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
+    newest = latest(tmp_path)
+    assert newest is not None and read(newest).step == 4
+    write(tmp_path, big, keep=1)  # with room again, it goes on
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000008"]
+
+
+def test_what_a_killed_save_left_is_cleared_and_never_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, example(4), keep=2)
+    shutil.copytree(folder, tmp_path / "checkpoints" / ".step-000008.partial")
+    assert latest(tmp_path) == folder
+    write(tmp_path, example(12), keep=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000004", "step-000012"]

@@ -1,0 +1,201 @@
+"""A whole run on a toy: it learns, it writes its folder, and what goes wrong is said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy_run import recipe
+from toys import Brightness, ToyRaster, ToySuite
+
+from burnish.advantages.kl_in_reward import KlInReward
+from burnish.advantages.leave_one_out import LeaveOneOut
+from burnish.core import Evaluation
+from burnish.engine import checkpoint
+from burnish.engine.evaluate import compare, passed
+from burnish.engine.loop import train
+from burnish.engine.reporter import Reporter
+from burnish.objectives.ppo_clip import PPOClip
+from burnish.recipe.recipe import Optim, Recipe
+from burnish.types import Prompt
+
+
+def run(whole: Recipe, folder: Path, resume: bool = False) -> list[dict]:
+    train(whole, folder, resume, Reporter(folder, quiet=True))
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    measures = {"again": Brightness()}
+    return folder, run(recipe(measures=measures, evaluate_every=15, checkpoint_every=10), folder)
+
+
+def test_the_reward_rises(finished: tuple[Path, list[dict]]) -> None:
+    folder, lines = finished
+    reward = [line["score/total_mean"] for line in lines[1:]]
+    assert np.mean(reward[-5:]) > np.mean(reward[:5]) + 0.3
+    facts = json.loads((folder / "summary.json").read_text())
+    assert facts["difference"] > 0.3 and 0 < facts["ci_low"] <= facts["difference"] <= facts["ci_high"]
+    assert facts["verdict"] == "better" and facts["steps"] == 40
+    assert facts["tuned"] - facts["base"] == pytest.approx(facts["difference"])
+    assert facts["seconds"] > 0
+
+
+def test_every_step_has_a_line_and_evaluations_are_in_theirs(finished: tuple[Path, list[dict]]) -> None:
+    _, lines = finished
+    assert [line["step"] for line in lines] == list(range(41))
+    assert [line["step"] for line in lines if "eval/heldout_verified" in line] == [0, 15, 30, 40]
+    first = lines[1]
+    for name in ("draw/seconds", "draw/images_per_second", "draw/entropy", "score/seconds", "update/seconds"):
+        assert first[name] > 0, name
+    assert first["score/invalid"] == 0 and first["update/law_gap"] < 1e-6
+    assert first["measure/again_mean"] == first["score/brightness_mean"] == first["score/total_mean"]
+    assert first["update/ratio_mean"] == pytest.approx(1.0) and first["update/lr"] == 0.03
+
+
+def test_pictures_lie_where_the_json_says(finished: tuple[Path, list[dict]]) -> None:
+    folder, _ = finished
+    facts = json.loads((folder / "samples" / "step-000040.json").read_text())
+    with Image.open(folder / "samples" / "step-000040.png") as picture:
+        sheet = np.asarray(picture) / 255
+    (h, w), gap = facts["tile"], facts["gap"]
+    assert len(facts["samples"]) == 24
+    for i, sample in enumerate(facts["samples"]):
+        y, x = gap + i // facts["columns"] * (h + gap), gap + i % facts["columns"] * (w + gap)
+        assert sheet[y : y + h, x : x + w].mean() == pytest.approx(sample["total"], abs=2e-3), (
+            "its brightness is its score"
+        )
+        assert sample["parts"] == {"brightness": sample["total"]} and sample["measures"] == {"again": sample["total"]}
+        assert (sheet[y - 1, x : x + w] == 1).all() and (sheet[y : y + h, x - 1] == 1).all()
+    by_group = [[s["advantage"] for s in facts["samples"] if s["group"] == g] for g in range(3)]
+    assert all(abs(sum(group)) < 1e-4 for group in by_group)
+
+
+def test_evaluations_ask_the_same_thing_each_time(finished: tuple[Path, list[dict]]) -> None:
+    folder, lines = finished
+    passes = [json.loads(p.read_text()) for p in sorted((folder / "evaluations").glob("heldout-*.json"))]
+    assert [p["step"] for p in passes] == [0, 15, 30, 40]
+    assert all(p["prompts"] == passes[0]["prompts"] and len(p["prompts"]) == 48 for p in passes)
+    with np.load(folder / "evaluations" / "heldout-000040.npz") as values:
+        assert values["verified"].mean() == pytest.approx(lines[-1]["eval/heldout_verified"])
+
+
+def test_the_folder_says_what_it_ran_on(finished: tuple[Path, list[dict]]) -> None:
+    folder, _ = finished
+    facts = json.loads((folder / "environment.json").read_text())
+    assert facts["torch"] == torch.__version__ and facts["seed"] == 0 and facts["device"] == "cpu"
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000030", "step-000040"]
+
+
+def test_a_run_is_neither_overwritten_nor_mixed(finished: tuple[Path, list[dict]], tmp_path: Path) -> None:
+    folder, lines = finished
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(recipe(), folder)
+    with pytest.raises(ValueError, match=r"was started with seed: 0, and cannot go on with 1"):
+        run(recipe(seed=1), folder, resume=True)
+    with pytest.raises(ValueError, match="no run to resume"):
+        run(recipe(), tmp_path / "nowhere", resume=True)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(lines)
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    short = run(recipe(steps=3), tmp_path / "run")
+    longer = run(recipe(steps=5), tmp_path / "run", resume=True)
+    straight = run(recipe(steps=5), tmp_path / "straight")
+    assert [line["step"] for line in longer] == [0, 1, 2, 3, 4, 5]
+    assert longer[5]["score/total_mean"] == straight[5]["score/total_mean"]
+    assert len(short) == 4
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["resumed"][0]["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("raise", r"reward: the reward failed at step 1: KeyError: 'no such endpoint'"),
+        ("shape", r"reward: 'total' has shape \(24, 1\) for 24 samples"),
+        ("type", "returns Scores"),
+        ("lie", r"sample 2 of step 1, prompt 'toy\d' \('toy number \d'\), scored nan and called valid"),
+        ("all", "step 1: none of the 24 samples could be scored"),
+    ],
+)
+def test_a_reward_that_misbehaves_is_named(tmp_path: Path, spoil: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        run(recipe(reward=Brightness(spoil=spoil), suites={}, steps=2), tmp_path / "run")
+
+
+def test_a_measure_that_misbehaves_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"measures\.truth: the reward failed") as caught:
+        run(recipe(measures={"truth": Brightness(spoil="raise")}, suites={}), tmp_path / "run")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_invalid_scores_are_counted_shown_and_left_out(tmp_path: Path) -> None:
+    lines = run(recipe(reward=Brightness(spoil="some"), suites={}, steps=2), tmp_path / "run")
+    assert lines[1]["score/invalid"] == 8 and lines[1]["update/samples"] == 16
+    facts = json.loads((tmp_path / "run" / "samples" / "step-000001.json").read_text())
+    invalid = [s for s in facts["samples"] if not s["valid"]]
+    assert len(invalid) == 8
+    assert all(s["total"] is None and s["advantage"] == 0 for s in invalid)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    folder, leashed = tmp_path / "run", recipe(steps=2, suites={}, objective=PPOClip(kl=0.1))
+    run(leashed, folder)
+    whole = checkpoint.read(folder / "checkpoints" / "step-000002")
+    (folder / "checkpoints" / "step-000002").rename(folder / "aside")
+    lost = {**whole.weights, "copies/reference/bias": torch.full((3, 4), torch.nan)}
+    checkpoint.write(folder, replace(whole, weights=lost), 2)
+    with pytest.raises(ValueError, match="step 3: the loss is nan"):
+        run(replace(leashed, steps=4), folder, resume=True)
+    last = checkpoint.latest(folder)
+    assert last is not None and last.name == "step-000002"
+    assert torch.equal(checkpoint.read(last).weights["head"], whole.weights["head"])
+
+
+def test_the_reference_is_kept_when_only_the_advantage_reads_it(tmp_path: Path) -> None:
+    lines = run(recipe(advantage=KlInReward(LeaveOneOut(), beta=0.1), suites={}, steps=3), tmp_path / "run")
+    assert len(lines) == 4 and all(abs(line["update/law_gap"]) < 1e-6 for line in lines[1:])
+
+
+def test_the_law_gap_is_seen_when_another_law_is_trained(tmp_path: Path) -> None:
+    from burnish.plans.every_token import EveryToken
+    from burnish.sources.on_policy import OnPolicy
+
+    gaps = {}
+    for law in ("sampled", "conditional"):
+        source = OnPolicy("toys:prompts", EveryToken(group=8, guidance=3.0, law=law), per_step=3)
+        objective = PPOClip(anchor="recomputed")
+        lines = run(recipe(source=source, objective=objective, suites={}, steps=1), tmp_path / law)
+        gaps[law] = lines[1]["update/law_gap"]
+    assert gaps["sampled"] < 1e-6 and gaps["conditional"] > 0.1
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path: Path) -> None:
+    rewards = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        lines = run(recipe(seed=seed, steps=3, suites={}, optim=Optim(lr=0.03, minibatches=2)), tmp_path / name)
+        rewards.append([line["score/total_mean"] for line in lines[1:]])
+    assert rewards[0] == rewards[1] != rewards[2]
+
+
+def test_comparison_pairs_samples_and_clusters_prompts() -> None:
+    suite, policy = ToySuite(each=4), ToyRaster().load(torch.device("cpu"))
+    before = passed(suite.run(policy, None, 0))
+    same = compare(before, passed(suite.run(policy, None, 0)))
+    assert same["verified"].difference.mean == 0 and same["verified"].difference.verdict() == "not distinguishable"
+    assert same["verified"].difference.clusters == 3, "prompts, not samples"
+    with torch.no_grad():
+        policy.weights["bias"][:, 3] += 3
+    better = compare(before, passed(suite.run(policy, None, 0)))["verified"]
+    assert better.facts()["verdict"] == "better"
+    other = Evaluation({}, {}, (Prompt("other", ""),) * 12, torch.zeros(12, 3, 1, 1))
+    with pytest.raises(ValueError, match="different prompts"):
+        compare(before, passed(other))

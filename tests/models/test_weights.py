@@ -1,0 +1,126 @@
+"""Copies of weights: what a block sees, and that live weights come out of it as they went in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from burnish.core import Copy
+from burnish.models.weights import Copies
+
+
+@pytest.fixture
+def live() -> list[tuple[str, torch.nn.Parameter]]:
+    torch.manual_seed(0)
+    return [("a", torch.nn.Parameter(torch.randn(3, 2))), ("b", torch.nn.Parameter(torch.randn(4)))]
+
+
+def drifted(live: list[tuple[str, torch.nn.Parameter]], copies: Copies) -> None:
+    """Two updates, so that live, averaged and reference weights are all different."""
+    for _ in range(2):
+        with torch.no_grad():
+            for _, weight in live:
+                weight.add_(torch.randn_like(weight))
+        copies.advance()
+
+
+def test_averages_move_by_their_decay_and_the_reference_does_not(live: list) -> None:
+    copies = Copies([("x", torch.nn.Parameter(torch.tensor([8.0])))])
+    (x,) = copies._live.values()
+    copies.keep({"old": Copy(0.75), "reference": Copy()})
+    with torch.no_grad():
+        x.fill_(0.0)
+    copies.advance()  # 0.75 * 8 + 0.25 * 0
+    copies.advance()  # 0.75 * 6
+    with copies.using("old"):
+        assert x.item() == 4.5
+    with copies.using("reference"):
+        assert x.item() == 8.0
+    assert x.item() == 0.0
+
+
+@pytest.mark.parametrize("name", ["old", "reference"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_live_weights_are_bitwise_unchanged_after_a_block(live: list, name: str, fails: bool) -> None:
+    copies = Copies(live)
+    copies.keep({"old": Copy(0.9), "reference": Copy()})
+    drifted(live, copies)
+    before = [(w.data_ptr(), w.detach().clone()) for _, w in live]
+    try:
+        with copies.using(name):
+            assert not any(torch.equal(w, was) for (_, w), (_, was) in zip(live, before, strict=True))
+            if fails:
+                raise RuntimeError("in the middle")
+    except RuntimeError:
+        assert fails
+    for (_, weight), (pointer, was) in zip(live, before, strict=True):
+        assert weight.data_ptr() == pointer and torch.equal(weight, was)
+    with copies.using(name):  # and the block can be entered again
+        pass
+
+
+def test_live_changes_nothing_and_nested_or_unknown_copies_are_refused(live: list) -> None:
+    copies = Copies(live)
+    copies.keep({"old": Copy(0.9)})
+    with copies.using("live"):
+        pass
+    with pytest.raises(ValueError, match=r"'reference'.*kept: live, old"), copies.using("reference"):
+        pass
+    with copies.using("old"), pytest.raises(ValueError, match="inside"), copies.using("live"):
+        pass
+    with pytest.raises(ValueError, match="live"):
+        copies.keep({"live": Copy()})
+
+
+def test_an_adapter_switched_off_stands_for_the_reference(live: list) -> None:
+    seen = []
+
+    @contextmanager
+    def off() -> Iterator[None]:
+        seen.append("off")
+        yield
+        seen.append("on")
+
+    copies = Copies(live, off)
+    copies.keep({"reference": Copy(), "old": Copy(0.5)})
+    assert not any("reference" in name for name in copies.state())
+    with copies.using("reference"):
+        assert seen == ["off"]
+    assert seen == ["off", "on"]
+    copies.keep({"reference": Copy(0.5)})  # an averaged reference moves: the adapter cannot stand for it
+    assert "copies/reference/a" in copies.state()
+
+
+def test_state_comes_back_bitwise_and_is_not_shared(live: list) -> None:
+    copies = Copies(live)
+    copies.keep({"old": Copy(0.9)})
+    drifted(live, copies)
+    state = copies.state()
+    drifted(live, copies)
+    assert not torch.equal(state["a"], live[0][1])
+    copies.restore(state)
+    again = copies.state()
+    assert again.keys() == state.keys() == {"a", "b", "copies/old/a", "copies/old/b"}
+    assert all(torch.equal(again[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.pop("b"), "lack 'b'"),
+        (lambda s: s.update(c=torch.zeros(1)), "'c'"),
+        (lambda s: s.update(b=torch.zeros(5)), r"'b' is torch.float32 \(5,\), here it is torch.float32 \(4,\)"),
+        (lambda s: s.update(b=s["b"].half()), r"float16"),
+    ],
+)
+def test_state_that_does_not_fit_changes_nothing(live: list, change, said: str) -> None:
+    copies = Copies(live)
+    state = {key: value + 1 for key, value in copies.state().items()}
+    change(state)
+    was = live[0][1].detach().clone()
+    with pytest.raises(ValueError, match=said):
+        copies.restore(state)
+    assert torch.equal(live[0][1], was)
