@@ -102,6 +102,20 @@ def test_law_gap_sees_a_law_that_was_not_sampled_from():
         assert (abs(ratio - 1) < 1e-9) == (law == "sampled")
 
 
+@pytest.mark.parametrize("objective", [PPOClip, CISPO, GSPO])
+def test_a_recomputed_anchor_starts_at_one_whatever_was_sampled(objective):
+    """AR-GRPO as released: the conditional law on guided samples, with a ratio of exactly 1."""
+    policy = toy(K)
+    batch = drawn(policy, guidance=3.0, top_k=2, law="conditional")
+    loss = objective(anchor="recomputed").loss(batch, policy, unscored)
+    assert objective(anchor="recomputed").needs().anchor == "recomputed"
+    assert (loss.metrics["ratio_mean"].total / loss.metrics["ratio_mean"].count).item() == 1.0
+    torch.testing.assert_close(slope(loss, policy), gradient(Reinforce(), batch, policy))
+    stored = batch_of(replace(batch.rollout, anchor=policy.logp(batch.rollout).detach() - 0.5), batch.advantage)
+    mean = objective(anchor="recomputed").loss(stored, policy, unscored).metrics["ratio_mean"]
+    assert (mean.total / mean.count).item() == pytest.approx(2.718281828**0.5)
+
+
 def test_clipped_shares_by_hand():
     policy = toy(K)
     batch = drawn(policy)
