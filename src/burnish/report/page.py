@@ -179,7 +179,7 @@ def _again(run: Run) -> str:
     told = (run.environment or {}).get("command")
     out = f"<h3>As it was started</h3>{command(str(told))}" if told else ""
     if run.summary is None:
-        out += f"<h3>Go on from the last checkpoint</h3>{command(f'burnish train --resume {where}')}"
+        out += f"<h3>Go on from the last checkpoint</h3>{command(f'burnish train {where} --resume')}"
     out += f"<h3>Again, from its recipe</h3>{command(f'burnish train {where}/recipe.yaml')}"
     out += f"<h3>This page, from the folder</h3>{command(f'burnish report {where}')}"
     return _titled("Do it again", lede, out)
