@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from burnish.formulas.noise import generator
-from burnish.models.llamagen.files import load_vq, save_model
+from burnish.models.llamagen.files import load_gpt, load_vq, save_model
 from burnish.models.llamagen.gpt import GPT, GPTConfig, Prefix
 from burnish.types import Prompt
 from burnish.worlds.scenes.classes import class_prompts
@@ -48,6 +49,7 @@ class Settings:
     lr: float = 2e-3
     warmup: int = 100  # steps of rising learning rate
     dropout: float = 0.1  # share of images whose prompt is left out
+    start: Path | None = None  # folder of an earlier training to go on from
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,13 @@ def train_text(settings: Settings, tokenizer: Path, out: Path) -> None:
     tower = {"d_model": TEXT_WIDTH, "d_kv": 24, "d_ff": 256, "num_layers": 3, "num_heads": 4, "dropout_rate": 0.0}
     shape = T5Config(vocab_size=len(words), **tower)
     encoder = T5EncoderModel(shape)
-    gpt = GPT(GPTConfig(**SHAPE, vocabulary=_codes(tokenizer), caption_dim=TEXT_WIDTH, caption_length=SLOTS))
+    if settings.start:
+        encoder = T5EncoderModel.from_pretrained(settings.start / "encoder", dtype=torch.float32).train()
+    gpt = (
+        load_gpt(settings.start, None)
+        if settings.start
+        else GPT(GPTConfig(**SHAPE, vocabulary=_codes(tokenizer), caption_dim=TEXT_WIDTH, caption_length=SLOTS))
+    )
     texts = list(dict.fromkeys(p.text for p in corpus.prompts))
     row = {text: i for i, text in enumerate(texts)}
     which = torch.tensor([row[p.text] for p in corpus.prompts])
@@ -99,7 +107,8 @@ def train_classes(settings: Settings, tokenizer: Path, out: Path) -> None:
     chosen = [prompts[draws.integers(len(prompts))] for _ in range(settings.scenes)]
     corpus = tokenised([(p, draw_scene(p.facts, draws)) for p in chosen], tokenizer)
     torch.manual_seed(settings.seed)
-    gpt = GPT(GPTConfig(**SHAPE, vocabulary=_codes(tokenizer), classes=len(prompts)))
+    shape = GPTConfig(**SHAPE, vocabulary=_codes(tokenizer), classes=len(prompts))
+    gpt = load_gpt(settings.start, None) if settings.start else GPT(shape)
     classes = torch.tensor([p.facts["class_id"] for p in chosen])
 
     def prefix(pick: Tensor, without: Tensor) -> Prefix:
@@ -124,24 +133,33 @@ def tokenised(pairs: list[tuple[Prompt, Scene]], tokenizer: Path, rows: int = 64
 def _fit(
     gpt: GPT, weights: list, prefix: Callable[[Tensor, Tensor], Prefix], corpus: Corpus, settings: Settings
 ) -> dict:
-    optimiser = torch.optim.AdamW(weights, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.05)
+    hidden = [weight for weight in gpt.layers.parameters() if weight.dim() == 2]
+    inner = {id(weight) for weight in hidden}
+    rest = [weight for weight in weights if id(weight) not in inner]
+    optimisers = (
+        torch.optim.Muon(hidden, lr=settings.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.05),
+    )
     draws = torch.Generator().manual_seed(settings.seed)
     side = round(corpus.ids.shape[1] ** 0.5)
     log, step, start = [], 0, time.monotonic()
     while (done := (time.monotonic() - start) / settings.seconds) < 1:
         rate = settings.lr * min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * done))
-        for group in optimiser.param_groups:
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = rate
         pick = torch.randint(len(corpus.ids), (settings.batch,), generator=draws)
         without = torch.rand(settings.batch, generator=draws) < settings.dropout
         ids = corpus.ids[pick]
-        with torch.autocast("cpu", torch.bfloat16):
+        # The fused attention is slow backwards in bfloat16 on a CPU: plain products take half the time of a step.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             logits = gpt.output(gpt.all(ids, prefix(pick, without), side))
         loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
-        optimiser.zero_grad()
+        for optimiser in optimisers:
+            optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         if step % 100 == 0:
             row = {"step": step, "seconds": round(time.monotonic() - start), "nats_per_token": round(loss.item(), 4)}
             log.append(row)
@@ -161,6 +179,8 @@ def main(kind: str, argv: list[str]) -> None:
     parser.add_argument("--scenes", type=int, default=Settings.scenes)
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="folder of an earlier training to go on from")
     known = parser.parse_args(argv)
     train = train_text if kind == "text" else train_classes
-    train(Settings(seconds=known.seconds, seed=known.seed, scenes=known.scenes), known.tokenizer, known.out)
+    settings = Settings(seconds=known.seconds, seed=known.seed, scenes=known.scenes, start=known.start)
+    train(settings, known.tokenizer, known.out)
