@@ -124,7 +124,7 @@ class Reporter:
         tile = self._picture(place.with_suffix(".png"), f"eval/{suite}", found.media[:MOST_TILES], step)
         values = {name: value.detach().cpu().double().numpy() for name, value in found.values.items()}
         with place.with_suffix(".npz").open("wb") as file:
-            np.savez(file, **values)
+            np.savez(file, **values)  # pyright: ignore[reportArgumentType]  # its stub takes names for options
         facts = {
             "suite": suite,
             "step": step,
