@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import itertools
 import json
 import math
 import threading
 import time
+import weakref
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -362,6 +364,19 @@ def test_replies_do_not_depend_on_who_else_is_asked(tmp_path, cpu, pictures):
         return scorer.chat.ask(photos, questions, str)
 
     assert replies(3) == replies(1) and len(set(replies(1))) > 1
+
+
+def test_judges_of_one_local_model_share_its_weights(tmp_path, cpu):
+    save_llava(tmp_path, "yes")
+    fake, weird = (
+        Judge(str(tmp_path), question, tokens=1, dtype="float32").load(cpu) for question in ("fake", "weird")
+    )
+    assert fake.chat.model is weird.chat.model
+    assert Judge(str(tmp_path), "fake", tokens=1, dtype="bfloat16").load(cpu).chat.model is not fake.chat.model
+    weights = weakref.ref(fake.chat.model)
+    del fake, weird
+    gc.collect()
+    assert weights() is None
 
 
 def test_a_local_model_that_is_not_there_is_a_sentence(tmp_path, cpu):

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 import httpx
 import torch
@@ -179,9 +180,10 @@ def key_from(variable: str, where: str) -> str:
 class LocalChat(Chat):
     """A transformers vision-language model, asked greedily in batches."""
 
-    def __init__(self, model: Any, processor: Any, batch: int, tokens: int) -> None:
-        self.model = model
-        self._processor = processor
+    def __init__(self, loaded: _Loaded, batch: int, tokens: int) -> None:
+        self.model = loaded.model
+        self._loaded = loaded
+        self._processor = loaded.processor
         self._batch = batch  # questions in one forward pass
         self._tokens = tokens  # longest reply
 
@@ -209,8 +211,25 @@ class LocalChat(Chat):
         return self._processor.batch_decode(replies[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    model: Any
+    processor: Any
+
+
+# Judges that ask the same model other questions share its weights, for as long as one of them is alive.
+_LOADED: WeakValueDictionary[tuple[str, str, str], _Loaded] = WeakValueDictionary()
+
+
 def load_local_chat(weights: str, where: str, device: torch.device, dtype: Dtype, batch: int, tokens: int) -> LocalChat:
     """A model and its processor from a hub id or local folder, or a ValueError that starts with `where`."""
+    key = (weights, str(device), dtype)
+    loaded = _LOADED.get(key) or _load(weights, where, device, dtype)
+    _LOADED[key] = loaded
+    return LocalChat(loaded, batch, tokens)
+
+
+def _load(weights: str, where: str, device: torch.device, dtype: Dtype) -> _Loaded:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = from_pretrained(AutoModelForImageTextToText, weights, where, device, dtype)
@@ -219,4 +238,4 @@ def load_local_chat(weights: str, where: str, device: torch.device, dtype: Dtype
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where}: no processor could be read from {weights!r}: {first_line(error)}") from error
     processor.tokenizer.padding_side = "left"  # replies of a batch must start at the same place
-    return LocalChat(model, processor, batch, tokens)
+    return _Loaded(model, processor)

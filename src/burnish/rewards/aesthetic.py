@@ -27,7 +27,7 @@ class Aesthetic(Reward):
 
     weights: str = "openai/clip-vit-large-patch14"  # hub id or local folder of a transformers CLIP
     head: str = (
-        "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"  # the same weights as sac+logos+ava1-l14-linearMSE.pth
+        "trl-lib/ddpo-aesthetic-predictor:aesthetic-model.pth"  # the same weights as sac+logos+ava1-l14-linearMSE.pth
     )
     dtype: Dtype = "float32"  # of CLIP's weights; the head is float32
     batch: int = 64  # pictures in one forward pass

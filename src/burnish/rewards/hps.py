@@ -28,7 +28,7 @@ class HPS(Reward):
     """Human preference, `scale` times a cosine in [-1, 1]."""
 
     weights: str = (
-        "xswu/HPSv2/HPS_v2.1_compressed.pt"  # open_clip state dict: a file, or owner/repository/file of the hub
+        "xswu/HPSv2:HPS_v2.1_compressed.pt"  # open_clip state dict: a file, or owner/repository:file of the hub
     )
     processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # hub id or folder of the CLIP tokenizer
     vision_heads: int = 16  # attention heads, which no weight tells; these are ViT-H/14's
