@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
+import burnish
 from burnish.formulas.noise import generator
 from burnish.types import Prompt
 from burnish.worlds.scenes.grammar import COLOURS, SHAPES, everything, parse, prompt
 from burnish.worlds.scenes.read import UNREADABLE, read
 from burnish.worlds.scenes.render import BACKGROUNDS, Object, Scene, captions, render
-from burnish.worlds.scenes.verify import accuracy, damaged, main, requirements, satisfies, stands, verify
+from burnish.worlds.scenes.verify import accuracy, damaged, main, reconstructed, requirements, satisfies, stands, verify
 
+SHIPPED = Path(burnish.__file__).parent / "worlds/scenes/weights/tokenizer"
 BACK = (240.0, 240.0, 236.0)
 CIRCLE, STAR = Object("circle", "red", 16.0, 32.0, 20.0), Object("star", "blue", 46.0, 34.0, 20.0)
 
@@ -29,7 +33,7 @@ def right(text: str, image: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("how", ["none", "blur", "jpeg"])
 def test_right_on_rendered_scenes(how):
-    shares, mistakes = accuracy(200, how, seed=11)
+    shares, mistakes = accuracy(200, partial(damaged, how=how, rng=generator(11, how)), seed=11)
     assert shares["all"] >= 0.995, mistakes
     assert shares["mismatched"] >= 0.995
 
@@ -174,7 +178,24 @@ def test_the_command_prints_a_table(capsys):
     assert rows["all"] == ["100.00"] * 3
 
 
+def test_a_tokenizer_that_knows_nothing_leaves_nothing_to_read(tmp_path):
+    from burnish.models.llamagen.files import save_model
+    from burnish.models.llamagen.vq import VQConfig, VQModel
+
+    torch.manual_seed(0)
+    save_model(VQModel(VQConfig(32, (1, 1, 1, 1), 32, 12, 8)), tmp_path)
+    shares, mistakes = accuracy(6, partial(reconstructed, tokenizer=tmp_path))
+    assert shares["all"] == 0.0 and len(mistakes) == 6
+
+
+@pytest.mark.slow
+def test_right_on_reconstructions_of_the_tokenizer_that_is_shipped():
+    shares, mistakes = accuracy(200, partial(reconstructed, tokenizer=SHIPPED), seed=31)
+    assert shares["all"] >= 0.97, mistakes
+    assert shares["mismatched"] >= 0.97
+
+
 @pytest.mark.slow
 def test_right_on_six_hundred_scenes_of_another_seed():
-    shares, mistakes = accuracy(600, "none", seed=21)
+    shares, mistakes = accuracy(600, partial(damaged, how="none", rng=generator(0)), seed=21)
     assert shares["all"] >= 0.995, mistakes

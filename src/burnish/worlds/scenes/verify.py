@@ -7,15 +7,18 @@ What counts, by GenEval's categories (Ghosh et al. 2023), where they leave a cho
 - A count is exact. A colour belongs to its shape: a blue circle and a red star are not "a red circle and a blue star".
 - Position compares centres: at least `MARGIN` pixels along the right axis, and `LEAN` times as far as along the other.
 
-`python -m burnish.worlds.scenes.verify --scenes 5000` prints how often it is right, by category.
+`python -m burnish.worlds.scenes.verify --scenes 5000` prints how often it is right, by category;
+with `--tokenizer FOLDER` also on what a tokenizer makes of the pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,13 +160,24 @@ def _jpeg(image: Float[Tensor, "3 64 64"]) -> Float[Tensor, "3 64 64"]:
     return torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1).float() / 255
 
 
-def accuracy(scenes: int, how: str, seed: int = 0) -> tuple[dict[str, float], list[str]]:
-    """Share of pictures, by category and over "all", of which the verifier says what is true: that the picture meets
-    the prompt it was drawn for, and, "mismatched", what `satisfies` says of the scene and another prompt. Also the
-    mistakes, in words."""
+def reconstructed(images: Float[Tensor, "b 3 64 64"], tokenizer: Path) -> Float[Tensor, "b 3 64 64"]:
+    """Pictures after they were tokens of the VQ tokenizer in this folder. Raises ValueError if it holds none."""
+    from burnish.models.llamagen.files import load_vq
+    from burnish.models.llamagen.vq import decode_in_chunks
+
+    model = load_vq(tokenizer, None).eval()
+    with torch.inference_mode():
+        ids = torch.cat([model.encode(some) for some in images.split(64)])
+        return decode_in_chunks(model, ids).clone()
+
+
+def accuracy(scenes: int, damage: Callable[[Tensor], Tensor], seed: int = 0) -> tuple[dict[str, float], list[str]]:
+    """Share of damaged pictures, by category and over "all", of which the verifier says what is true: that the picture
+    meets the prompt it was drawn for, and, "mismatched", what `satisfies` says of the scene and another prompt. Also
+    the mistakes, in words."""
     pairs = captions(scenes, generator(seed, "scenes verifier"))
     prompts, records = [p for p, _ in pairs], [s for _, s in pairs]
-    images = damaged(render(records), how, generator(seed, "scenes verifier", how))
+    images = damage(render(records))
     right: dict[str, list[bool]] = {category: [] for category in (*CATEGORIES, "mismatched", "all")}
     mistakes = []
     for start in range(0, scenes, 250):
@@ -186,9 +200,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m burnish.worlds.scenes.verify", description=main.__doc__)
     parser.add_argument("--scenes", type=int, default=5000, help="pictures to render and read")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", type=Path, help="folder of a VQ tokenizer: read its reconstructions too")
     options = parser.parse_args(arguments)
-    kinds = ("none", "blur", "jpeg")
-    tables = [accuracy(options.scenes, how, options.seed) for how in kinds]
+    kinds = {how: partial(damaged, how=how, rng=generator(options.seed, how)) for how in ("none", "blur", "jpeg")}
+    if options.tokenizer:
+        kinds["tokens"] = partial(reconstructed, tokenizer=options.tokenizer)
+    tables = [accuracy(options.scenes, damage, options.seed) for damage in kinds.values()]
     print(f"{'right, percent':16}" + "".join(f"{how:>9}" for how in kinds))
     for name in tables[0][0]:
         print(f"{name:16}" + "".join(f"{100 * table[name]:9.2f}" for table, _ in tables))
