@@ -1,6 +1,6 @@
 """How different the samples of one prompt are, in pixels and to CLIP. What policy gradients lose first.
 
-Mean pairwise distance within a prompt. Unlike recall it needs no reference pictures: 0 says that a prompt has one picture
+Mean pairwise distance within a prompt. Unlike recall it needs no reference: 0 says that a prompt has one picture
 left.
 """
 
