@@ -28,7 +28,7 @@ class Findings:
 
 def check(recipe: Recipe) -> Findings:
     """All faults and warnings of a recipe. Reads prompts, loads no weights; may ask the hub whether it has them."""
-    faults = [*_numbers(recipe), *_fit(recipe), *missing_weights(recipe), *_device(recipe)]
+    faults = [*numbers(recipe), *fit(recipe), *missing_weights(recipe), *_device(recipe)]
     try:
         recipe.source.prompts_at(1, recipe.seed)
     except ValueError as problem:
@@ -51,7 +51,8 @@ def samples(recipe: Recipe) -> tuple[int, int]:
     return len(recipe.source.prompts_at(1, recipe.seed)), recipe.source.plan_at(1).group
 
 
-def _numbers(recipe: Recipe) -> Iterator[str]:
+def numbers(recipe: Recipe) -> Iterator[str]:
+    """A sentence for every number of the recipe that is out of range."""
     optim = recipe.optim
     at_least = {
         "steps": (recipe.steps, 1),
@@ -102,7 +103,8 @@ def _near(units: int, wanted: int) -> str:
     return " or ".join(map(str, below + above))
 
 
-def _fit(recipe: Recipe) -> Iterator[str]:
+def fit(recipe: Recipe) -> Iterator[str]:
+    """A sentence for every pair of components that cannot work together."""
     needs = recipe.objective.needs()
     wanted, given = accepts(type(recipe.objective)), loads(recipe)
     name = _called(recipe.objective)

@@ -46,15 +46,15 @@ def memory(recipe: Recipe, size: Footprint) -> dict[str, int]:
     prompts, group = samples(recipe)
     b, plan = prompts * group, recipe.source.plan_at(1)
     copies = _copies(recipe)
-    if size.trainable < size.parameters:
-        copies = copies - {"reference"}  # with adapters the reference is the adapter switched off
+    adapters = size.trainable if size.trainable < size.parameters else 0
+    if adapters:
+        copies = copies - {"reference"}  # it is the network with the adapters switched off
     rows = min(rows for rows in (_rows_at_once(recipe), b) if rows)
     micro = recipe.optim.micro or b // recipe.optim.minibatches
     kept = 2 if size.recompute else KEPT_A_LAYER
     trained = micro * _trained_branches(plan) * size.tokens
     return {
-        "weights": (size.parameters + size.frozen) * FLOAT
-        + (size.trainable if size.trainable < size.parameters else 0),
+        "weights": (size.parameters + size.frozen + adapters) * FLOAT,
         "gradient": size.trainable * FLOAT,
         "optimiser": 2 * size.trainable * FLOAT,
         "copies": len(copies) * size.trainable * FLOAT,
