@@ -141,6 +141,7 @@ def write_samples(folder: Path, step: int, random: np.random.Generator) -> None:
             "valid": i != 9,
             "total": None if math.isnan(total[i]) else float(total[i]),
             "parts": {"clip_score": float(clip[i]), "quality": None if i == 9 else float(quality[i])},
+            "measures": {"truth": float(i % 2)},
             "advantage": 0.0 if i == 9 else float((total[i] - np.nanmean(total)) / np.nanstd(total)),
         }
         for i in range(32)

@@ -32,6 +32,11 @@ def test_each_metric_is_shown_once_and_absent_charts_are_named():
     assert "law gap" in page.split("No curve for")[1]
 
 
+def test_a_reward_called_verified_is_not_the_evaluation():
+    page = charts({"eval/heldout_verified": ([0], [0.5]), "eval/heldout_reward_scenes_verified": ([0], [0.5])})
+    assert [s["name"] for s in drawn(page, "Evaluations")["series"]] == ["heldout verified"]
+
+
 def test_a_long_curve_is_means_of_equal_stretches():
     steps, values = thinned(list(range(10)), [float(v) for v in range(10)], longest=4)
     assert steps == [2, 5, 8, 9]

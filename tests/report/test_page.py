@@ -95,6 +95,22 @@ def test_the_samples_shown_are_the_ones_meant(made: Path):
     assert first[2] == rows[5]["text"]
 
 
+def test_equal_totals_are_neither_best_nor_worst(made: Path):
+    path = next(made.glob("samples/*.json"))
+    data = json.loads(path.read_text())
+    for i, row in enumerate(data["samples"]):
+        row |= {"total": float(i == 3), "text": f"prompt {i // 8}"}
+    path.write_text(json.dumps(data))
+    page = render(read(made)).split("<h3>Best")[1]
+    best, worst = page.split("<h3>Worst")[0], page.split("<h3>Worst")[1].split("<h3>Most")[0]
+    assert re.findall(r"<b>(.*?)</b><dl>", best) == ["prompt 0"]
+    assert re.findall(r"<b>(.*?)</b><dl>", worst)[:4] == ["prompt 0", "prompt 1", "prompt 2", "prompt 3"]
+    for row in data["samples"]:
+        row["total"] = 1.0
+    path.write_text(json.dumps(data))
+    assert "Best – all totals are equal" in visible(render(read(made)))
+
+
 def test_tiles_show_the_right_picture(made: Path, tmp_path: Path):
     """A sheet of known colours is cut where the reporter put its pictures."""
     from burnish.report.folder import Sheet

@@ -19,7 +19,7 @@ class Curve:
     title: str
     note: str
     names: Sequence[str]  # metric names; one that ends in * takes every name that starts so
-    label: Mapping[str, str] | None = None  # metric name -> name in the legend
+    without: str = " "  # names that hold this are not meant by the star
     log: bool = False
     zero: bool = False  # the axis reaches 0
     spread: bool = False  # a band of the metric <name with _std for _mean>, where it was recorded
@@ -68,6 +68,7 @@ GROUPS: Sequence[tuple[str, Sequence[Curve]]] = (
                 "Evaluations",
                 "Verified success at each pass, same prompts and noise.",
                 ("eval/*_verified",),
+                without="_reward_",
                 dots=True,
             ),
         ),
@@ -188,7 +189,11 @@ def _matching(curve: Curve, metrics: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     for name in curve.names:
         head, star, tail = name.partition("*")
-        hits = [m for m in metrics if m.startswith(head) and m.endswith(tail)] if star else [name] * (name in metrics)
+        hits = (
+            [m for m in metrics if m.startswith(head) and m.endswith(tail) and curve.without not in m]
+            if star
+            else [name] * (name in metrics)
+        )
         found += [m for m in hits if m not in found]
     return found
 
@@ -200,7 +205,7 @@ def _series(
     floor: dict[int, float] = {}
     for name in names:
         steps, values = thinned(*metrics[name])
-        one: dict[str, Any] = {"name": _legend(curve, name), "x": steps, "y": values}
+        one: dict[str, Any] = {"name": _legend(name), "x": steps, "y": values}
         band = metrics.get(name.replace("_mean", "_std")) if curve.spread else None
         if band is not None and name.endswith("_mean"):
             deviation = dict(zip(*thinned(*band), strict=True))
@@ -216,9 +221,7 @@ def _series(
     return out
 
 
-def _legend(curve: Curve, name: str) -> str:
-    if curve.label and name in curve.label:
-        return curve.label[name]
+def _legend(name: str) -> str:
     stage, _, what = name.partition("/")
     return (stage if what == "seconds" else what.removesuffix("_mean")).replace("_", " ")
 

@@ -55,6 +55,7 @@ class Samples:
     texts: Sequence[str]
     total: np.ndarray
     parts: Mapping[str, np.ndarray]
+    measures: Mapping[str, np.ndarray]  # scored and never trained on
     advantage: np.ndarray
     sheet: Sheet | None
 
@@ -156,12 +157,19 @@ def _samples(path: Path, trouble: list[str]) -> Samples | None:
     if not isinstance(data, dict):
         return None
     rows = data["samples"]
-    names = list(dict.fromkeys(name for row in rows for name in row["parts"]))
+    columns = {
+        kind: {
+            name: _column([row[kind].get(name) for row in rows])
+            for name in dict.fromkeys(name for row in rows for name in row[kind])
+        }
+        for kind in ("parts", "measures")
+    }
     return Samples(
         data["step"],
         [str(row["text"]) for row in rows],
         _column([row["total"] for row in rows]),
-        {name: _column([row["parts"].get(name) for row in rows]) for name in names},
+        columns["parts"],
+        columns["measures"],
         _column([row["advantage"] for row in rows]),
         _sheet(path.with_suffix(".png"), data, len(rows), trouble),
     )

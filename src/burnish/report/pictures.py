@@ -191,15 +191,17 @@ def picks(samples: Samples) -> str:
     if samples.sheet is None:
         return absent("Samples", f"the pictures of step {samples.step} are not in the folder")
     count = min(samples.sheet.count, len(samples.texts))
-    total = samples.total[:count]
-    order = [int(i) for i in np.argsort(total, kind="stable") if np.isfinite(total[i])]
     parts = np.array([samples.parts[name][:count] for name in samples.parts]).reshape(len(samples.parts), count)
     apart = disagreement(parts) if len(parts) else np.full(count, np.nan)
-    disputed = [int(i) for i in np.argsort(-np.nan_to_num(apart, nan=-1), kind="stable") if np.isfinite(apart[i])]
+    total = samples.total[:count]
     groups = (
-        ("Best", "highest total reward", order[::-1][:PICKS]),
-        ("Worst", "lowest total reward; is the reward right about them?", order[:PICKS]),
-        ("Most disputed", "reward parts furthest apart, each standardised over the step", disputed[:PICKS]),
+        ("Best", "highest total reward", _highest(total, samples.texts)),
+        ("Worst", "lowest total reward; is the reward right about them?", _highest(-total, samples.texts)),
+        (
+            "Most disputed",
+            "reward parts furthest apart, each standardised over the step",
+            _highest(apart, samples.texts),
+        ),
     )
     wanted = sorted({i for _, _, chosen in groups for i in chosen})
     if not wanted:
@@ -208,10 +210,22 @@ def picks(samples: Samples) -> str:
     out = ""
     for title, note, chosen in groups:
         cards = "".join(_pick(samples, i, sheet.place(wanted.index(i)), z[:, i]) for i in chosen)
-        why = "the reward has one part, or its parts do not vary, so nothing can disagree"
+        why = "the reward has fewer than two parts that vary" if title == "Most disputed" else "all totals are equal"
         out += f'<h3>{title} <span class="aside">{note}</span></h3>'
         out += f'<div class="picks">{cards}</div>' if chosen else absent(title, why)
     return f'<div class="{sheet.crisp.strip()}" style="{sheet.variables()}">{out}</div>'
+
+
+def _highest(values: np.ndarray, texts: Sequence[str]) -> list[int]:
+    """The samples of the highest values, lowest of all excluded; among equals, one of every prompt before a second."""
+    known = [i for i in range(len(values)) if np.isfinite(values[i])]
+    least = min((values[i] for i in known), default=0.0)
+    seen: dict[tuple[float, str], int] = {}
+    turn = {}
+    for i in known:
+        key = (float(values[i]), texts[i])
+        turn[i] = seen[key] = seen.get(key, -1) + 1
+    return sorted((i for i in known if values[i] > least), key=lambda i: (-values[i], turn[i]))[:PICKS]
 
 
 def _pick(samples: Samples, index: int, place: str, z: np.ndarray) -> str:
@@ -223,6 +237,8 @@ def _pick(samples: Samples, index: int, place: str, z: np.ndarray) -> str:
         rows += (
             f'<dt>{esc(name)}</dt><dd class="z" title="{label}">{bar}</dd><dd class="num">{number(values[index])}</dd>'
         )
+    for name, values in samples.measures.items():
+        rows += f'<dt>{esc(name)}</dt><dd class="aside">measured</dd><dd class="num">{number(values[index])}</dd>'
     advantage = number(samples.advantage[index], sign=True) if index < len(samples.advantage) else number(None)
     prompt = esc(samples.texts[index])
     picture = f'<div class="pic" role="img" aria-label="{prompt}" style="{place}"></div>'
