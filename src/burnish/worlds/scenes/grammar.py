@@ -69,6 +69,12 @@ def train() -> tuple[Prompt, ...]:
     return tuple(p for p in _everything() if not is_heldout(p.facts))
 
 
+def evenly() -> tuple[Prompt, ...]:
+    """Prompts to train on with the six categories taking turns, as an evaluation asks them; two in three of all
+    prompts are attributions, and would be two in three of what is learned."""
+    return balanced(train(), 64 * len(CATEGORIES), seed=0)
+
+
 def heldout(n: int | None = None, seed: int = 0) -> tuple[Prompt, ...]:
     """Every prompt with a held-out combination; or `n` of them with the six categories taking turns.
 
