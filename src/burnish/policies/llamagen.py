@@ -74,7 +74,8 @@ class LlamaGen(PolicySpec):
                 )
         if gpt.config.vocabulary > vq.config.codes:
             raise ValueError(
-                f"policy.llamagen: the GPT draws from {gpt.config.vocabulary} tokens, the tokenizer knows {vq.config.codes}"
+                f"policy.llamagen: the GPT draws from {gpt.config.vocabulary} tokens, "
+                f"the tokenizer knows {vq.config.codes}"
             )
         if self.pixels % vq.config.cell:
             raise ValueError(

@@ -88,8 +88,8 @@ class Prefix:
 class Linear(nn.Linear):
     """x W^T. A layer of torch and not one of ours, so that peft knows it.
 
-    While drawing there are few rows and many weights. From the other side, (W x^T)^T, a CPU reads the weights once and in
-    order, where x W^T has them packed first: 16 rows take 0.65 of the time. The result is then laid out by columns.
+    While drawing there are few rows and many weights. From the other side, (W x^T)^T, a CPU reads the weights once and
+    in order, where x W^T has them packed first: 16 rows take 0.65 of the time. The result lies in memory by columns.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Attention(nn.Module):
         return self.wo(mixed), mixed[:, -1].unflatten(-1, (self.heads, -1))
 
     def all(self, x: Tensor, rope: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of all slots at once. Slot 0 stands for the prefix: key zero, value given, own output never read."""
+        """Attention of all slots at once. Slot 0 stands for the prefix: key zero, value given, output never read."""
         q, k, v = self._qkv(x, rope)
         v = torch.cat([value.unsqueeze(1).to(v.dtype), v[:, 1:]], 1)
         mixed = F.scaled_dot_product_attention(
@@ -278,7 +278,7 @@ class GPT(nn.Module):
     def next(
         self, ids: Int[Tensor, " b"], position: int, side: int, cache: Cache, bias: Tensor | None
     ) -> Float[Tensor, "b dim"]:
-        """Output that predicts token `position + 1`, given token `position`. Writes slot `position + 1` of the cache."""
+        """Output that predicts token `position + 1`, given token `position`, which goes to slot `position + 1`."""
         x = self.tok_embeddings(ids)
         rope = _turns(side, x.shape[-1] // self.config.heads, x.device)[position + 1]
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
@@ -328,7 +328,7 @@ def rotary(side: int, d: int, device: torch.device) -> Float[Tensor, "cells 1 pa
 
 @lru_cache(maxsize=16)
 def _turns(side: int, d: int, device: torch.device) -> Complex[Tensor, "slots 1 1 pairs"]:
-    """The rotary embedding of each slot as complex numbers. That of slot 0, the prefix, is zero: not a turn by nothing."""
+    """The rotary embedding of each slot as complex numbers. That of slot 0, the prefix, is 0 and not 1."""
     cells = torch.view_as_complex(rotary(side, d, device))
     return torch.cat([torch.zeros_like(cells[:1]), cells]).unsqueeze(1)
 
