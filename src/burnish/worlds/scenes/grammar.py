@@ -12,7 +12,9 @@ So no training prompt mentions a yellow circle, or a circle together with a tria
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import permutations, product
 from typing import Any, Literal
