@@ -73,8 +73,14 @@ def train() -> tuple[Prompt, ...]:
 
 def evenly() -> tuple[Prompt, ...]:
     """Prompts to train on with the six categories taking turns, as an evaluation asks them; two in three of all
-    prompts are attributions, and would be two in three of what is learned."""
-    return balanced(train(), 64 * len(CATEGORIES), seed=0)
+    prompts are attributions, and would be two in three of what is learned. A prompt that returns has a number in its id."""
+    asked: Counter[str] = Counter()
+    found = []
+    for prompt in balanced(train(), 64 * len(CATEGORIES), seed=0):
+        asked[prompt.id] += 1
+        turn = asked[prompt.id]
+        found.append(prompt if turn == 1 else replace(prompt, id=f"{prompt.id}#{turn}"))
+    return tuple(found)
 
 
 def heldout(n: int | None = None, seed: int = 0) -> tuple[Prompt, ...]:
