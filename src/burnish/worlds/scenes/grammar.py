@@ -73,7 +73,10 @@ def train() -> tuple[Prompt, ...]:
 
 def evenly() -> tuple[Prompt, ...]:
     """Prompts to train on with the six categories taking turns, as an evaluation asks them; two in three of all
-    prompts are attributions, and would be two in three of what is learned. A prompt that returns has a number in its id."""
+    prompts are attributions, and would be two in three of what is learned.
+
+    A prompt that returns has a number in its id.
+    """
     asked: Counter[str] = Counter()
     found = []
     for prompt in balanced(train(), 64 * len(CATEGORIES), seed=0):
