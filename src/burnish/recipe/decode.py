@@ -29,7 +29,7 @@ def _value(hint: Any, data: object, where: str) -> Any:
     kind = find.kind_of(hint)
     if kind is not None:
         return _component(kind, hint, data, where)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return data if isinstance(data, hint) else _settings(hint, data, where)
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):

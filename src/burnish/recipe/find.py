@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -139,6 +140,6 @@ def _few(name: str, known: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _public_classes(module: object) -> list[type]:
+def _public_classes(module: ModuleType) -> list[type]:
     classes = (value for name, value in vars(module).items() if isinstance(value, type) and not name.startswith("_"))
     return [cls for cls in classes if cls.__module__ == module.__name__ and not inspect.isabstract(cls)]

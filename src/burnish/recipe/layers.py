@@ -43,7 +43,7 @@ def merged(hint: Any, under: object, over: object, where: str = "recipe") -> obj
         return _merged_components(kind, under, over, where)
     if not isinstance(under, Mapping) or not isinstance(over, Mapping):
         return over
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         types = hints(hint)
         return _by_key(under, over, where, lambda key: types.get(key))
     if get_origin(hint) in (Mapping, dict):
@@ -90,7 +90,7 @@ def nested(hint: Any, data: object, path: str, value: object, where: str = "reci
     if kind is not None:
         return _nested_component(kind, data, path, value, where)
     under = data if isinstance(data, Mapping) else {}
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         key, _, rest = path.partition(".")
         known = settable(hint)
         if key not in known:
