@@ -180,3 +180,12 @@ def test_a_prompt_without_a_class_is_named(tmp_path, facts):
     policy = spec(tmp_path, False).load(CPU)
     with pytest.raises(ValueError, match="'x'.*class_id"):
         policy.sample([Prompt("x", "a dog", facts)], TokenPlan(), noise(1))
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=3)])
+def test_the_footprint_is_what_is_loaded(tmp_path, text, lora):
+    made = spec(tmp_path, text, lora=lora)
+    found, policy = made.footprint(), made.load(CPU)
+    assert found.trainable == sum(w.numel() for _, w in policy.parameters())
+    assert found.parameters == sum(w.numel() for n, w in policy.gpt.named_parameters() if "lora_" not in n)
+    assert (found.tokens, found.vocabulary) == (policy.side**2, 12)

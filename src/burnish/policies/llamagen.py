@@ -19,13 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from burnish.core import Copy, Policy, PolicySpec
+from burnish.core import Copy, Footprint, Policy, PolicySpec
 from burnish.formulas.guidance import guided
 from burnish.formulas.noise import Noise
 from burnish.formulas.tokens import draw_with_logp, law_logits, logp_of
 from burnish.models.captions import Captions
-from burnish.models.llamagen.files import load_gpt, load_vq, save_model
-from burnish.models.llamagen.gpt import GPT, Cache, Prefix, released_gpt
+from burnish.models.llamagen.files import gpt_shape, load_gpt, load_vq, save_model, vq_shape
+from burnish.models.llamagen.gpt import GPT, Cache, GPTConfig, Prefix, released_gpt
 from burnish.models.llamagen.vq import RELEASED_VQ, decode_in_chunks
 from burnish.models.places import fetch
 from burnish.models.weights import Copies
@@ -56,6 +56,24 @@ class LlamaGen(PolicySpec):
     logp_tokens: int = 4096  # tokens whose logits over the whole vocabulary exist at once
     decode_rows: int = 64  # pictures decoded at once
 
+    def footprint(self) -> Footprint:
+        """Sizes, without reading weights. Raises ValueError where neither `size` nor a config.json says them."""
+        shape = released_gpt(self.size, bool(self.text_encoder)) if self.size else gpt_shape(fetch(self.gpt))
+        total, cell = _count(shape), RELEASED_VQ[self.vq].cell if self.vq else vq_shape(fetch(self.tokenizer)).cell
+        # wqkv, wo, w1 and w3, w2: an adapter has `rank` numbers for every input and output
+        sides = 4 * shape.dim + 2 * shape.dim + 3 * (shape.dim + shape.hidden)
+        trainable = self.lora.rank * shape.layers * sides if self.lora else total
+        return Footprint(
+            parameters=total,
+            trainable=trainable,
+            tokens=(self.pixels // cell) ** 2,
+            vocabulary=shape.vocabulary,
+            width=shape.dim,
+            layers=shape.layers,
+            bytes_per_number=2 if self.precision == "bf16" else 4,
+            recompute=self.recompute,
+        )
+
     def load(self, device: torch.device) -> LlamaGenPolicy:
         """Read the weights. Raises ValueError for files that are missing, cut short, or do not fit."""
         shape = released_gpt(self.size, bool(self.text_encoder)) if self.size else None
@@ -82,6 +100,11 @@ class LlamaGen(PolicySpec):
                 f"policy.llamagen.pixels: {self.pixels} is not a multiple of the tokenizer's {vq.config.cell}"
             )
         return LlamaGenPolicy(self, gpt.to(device).eval(), vq.to(device).eval().requires_grad_(False), captions, device)
+
+
+def _count(shape: GPTConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in GPT(shape).parameters())
 
 
 class LlamaGenPolicy(Policy):

@@ -62,6 +62,20 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) 
     module.load_state_dict({name: weights[name].float() for name in own})
 
 
+def gpt_shape(path: Path) -> GPTConfig:
+    """The shape of a GPT, from the config.json in its folder or beside its file; no weights are read."""
+    shape = _file_and_config(path, "gpt", GPTConfig, None)[1]
+    assert isinstance(shape, GPTConfig)
+    return shape
+
+
+def vq_shape(path: Path) -> VQConfig:
+    """The shape of a tokenizer, likewise."""
+    shape = _file_and_config(path, "tokenizer", VQConfig, None)[1]
+    assert isinstance(shape, VQConfig)
+    return shape
+
+
 def load_gpt(path: Path, config: GPTConfig | None) -> GPT:
     """A GPT from a released `.pt`, a safetensors file, or a folder with config.json (which then wins over `config`)."""
     file, config = _file_and_config(path, "gpt", GPTConfig, config)
