@@ -19,6 +19,7 @@ from burnish.engine.layouts.local import Local, Place
 from burnish.engine.reporter import Reporter
 from burnish.engine.scoring import Scored, scored, settled
 from burnish.formulas.groups import group_std
+from burnish.formulas.sentinel import statistics
 from burnish.recipe.encode import encode
 from burnish.recipe.recipe import Recipe
 from burnish.types import Batch
@@ -110,6 +111,7 @@ class Run:
             )
         weight = found.rollout.weight
         entropy = torch.cat([d.entropy for d in found.rollout.decisions], 1)
+        watched = statistics(found.rollout.media, found.rollout.group)
         return found, {
             "draw/seconds": seconds,
             "draw/images_per_second": images,
@@ -117,6 +119,7 @@ class Run:
             "draw/samples": float(found.drawn),
             "score/seconds": time.perf_counter() - clock - seconds,
             "score/flat_groups": found.flat_groups,
+            **{f"sentinel/{name}": value for name, value in watched.items()},
             **_score_metrics(found),
         }
 

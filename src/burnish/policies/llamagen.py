@@ -55,6 +55,7 @@ class LlamaGen(PolicySpec):
     recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
     logp_tokens: int = 4096  # tokens whose logits over the whole vocabulary exist at once
     decode_rows: int = 64  # pictures decoded at once
+    decode_precision: Literal["fp32", "bf16"] = "fp32"  # of the tokenizer's arithmetic; the law is not touched by it
 
     def footprint(self) -> Footprint:
         """Sizes, without reading weights. Raises ValueError where neither `size` nor a config.json says them."""
@@ -124,7 +125,8 @@ class LlamaGenPolicy(Policy):
         rows, distinct = _distinct(prompts)
         with self._arithmetic():
             tokens = self._draw(distinct, rows.to(self.device), plan, noise)
-        media = decode_in_chunks(self.vq, tokens.ids, self.spec.decode_rows)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.decode_precision == "bf16"):
+            media = decode_in_chunks(self.vq, tokens.ids, self.spec.decode_rows).float()
         return Rollout(tuple(prompts), rows, (tokens,), media, plan, noise.ids)
 
     def _draw(self, distinct: Sequence[Prompt], rows: Int[Tensor, " b"], plan: TokenPlan, noise: Noise) -> Tokens:
