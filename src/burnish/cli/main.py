@@ -39,8 +39,13 @@ def options(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 a mistake in what was asked, 130 and 143 interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a command and exit with its status: see `run`."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status: 0 done, 2 a mistake in what was asked, 130 and 143 interrupted."""
+    given = list(arguments)
     debug = "--debug" in given
     try:
         app([word for word in given if word != "--debug"], prog_name="burnish")
@@ -48,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         print(f"burnish: {problem}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except SystemExit as end:
         if end.code == 130 and type(end) is SystemExit:  # a run that was stopped has said so itself
             print("burnish: interrupted", file=sys.stderr)
-        raise
+        return end.code if isinstance(end.code, int) else 0
+    return 0
