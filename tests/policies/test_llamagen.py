@@ -164,9 +164,13 @@ def test_adapters_off_are_the_reference(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"text_encoder": "other"}, "text_encoder"), ({"pixels": 7}, "not a multiple"), ({"gpt": "/nowhere.pt"}, "no such file"),
-     ({"size": "Z"}, "no LlamaGen of size 'Z'")],
-)  # fmt: skip
+    [
+        ({"text_encoder": "other"}, "text_encoder"),
+        ({"pixels": 7}, "not a multiple"),
+        ({"gpt": "/nowhere.pt"}, "no such file"),
+        ({"size": "Z"}, "no LlamaGen of size 'Z'"),
+    ],
+)
 def test_settings_that_do_not_fit_get_a_sentence(tmp_path, text, change, message):
     made = spec(tmp_path, text)
     if change == {"text_encoder": "other"}:
@@ -178,7 +182,7 @@ def test_settings_that_do_not_fit_get_a_sentence(tmp_path, text, change, message
 @pytest.mark.parametrize("facts", [{}, {"class_id": 5}, {"class_id": "dog"}])
 def test_a_prompt_without_a_class_is_named(tmp_path, facts):
     policy = spec(tmp_path, False).load(CPU)
-    with pytest.raises(ValueError, match="'x'.*class_id"):
+    with pytest.raises(ValueError, match=r"'x'.*class_id"):
         policy.sample([Prompt("x", "a dog", facts)], TokenPlan(), noise(1))
 
 
