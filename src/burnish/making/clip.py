@@ -57,7 +57,7 @@ def train(settings: Settings, out: Path) -> None:
     text = {**tower, "num_hidden_layers": 2, "vocab_size": len(words), "max_position_embeddings": LENGTH,
             "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3}  # fmt: skip
     vision = {**tower, "num_hidden_layers": 4, "image_size": SIDE, "patch_size": 8}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96))
+    model: Any = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96))
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.05)
     neighbours = _neighbours()
     log, step, start = [], 0, time.monotonic()
@@ -148,7 +148,7 @@ def _with_near_misses(
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="burnish world clip", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="burnish world clip", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=Settings.seconds)
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--out", type=Path, required=True)

@@ -173,7 +173,7 @@ def _codes(tokenizer: Path) -> int:
 
 
 def main(kind: str, argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog=f"burnish world {kind}", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"burnish world {kind}", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=Settings.seconds)
     parser.add_argument("--scenes", type=int, default=Settings.scenes)

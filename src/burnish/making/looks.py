@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,11 +44,13 @@ def train(out: Path, examples: Examples, labels: dict[int, str], seconds: float,
     from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
 
     torch.manual_seed(seed)
-    shape = ResNetConfig(
-        embedding_size=24, hidden_sizes=[24, 48, 96], depths=[1, 1, 1], layer_type="basic", num_labels=len(labels),
-        id2label=labels, label2id={name: i for i, name in labels.items()},
-        problem_type="regression" if len(labels) == 1 else "single_label_classification",
-    )  # fmt: skip
+    heads: dict[str, Any] = {
+        "num_labels": len(labels),
+        "id2label": labels,
+        "label2id": {name: i for i, name in labels.items()},
+        "problem_type": "regression" if len(labels) == 1 else "single_label_classification",
+    }
+    shape = ResNetConfig(embedding_size=24, hidden_sizes=[24, 48, 96], depths=[1, 1, 1], layer_type="basic", **heads)
     model = ResNetForImageClassification(shape).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     log, step, start = [], 0, time.monotonic()
@@ -140,7 +143,7 @@ def _blurred(picture: Float[Tensor, "3 h w"], sigma: float) -> Float[Tensor, "3 
 
 
 def main(kind: str, argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog=f"burnish world {kind}", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"burnish world {kind}", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--classes", type=Path)

@@ -129,7 +129,7 @@ def _revive(model: VQModel, used: Float[Tensor, " codes"], features: Float[Tenso
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="burnish world tokenizer", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="burnish world tokenizer", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=Settings.seconds)
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--out", type=Path, required=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,7 +26,8 @@ class Captions:
         self.length, self.device, self.keep, self.rows = length, device, keep, rows
         self.encoded = 0  # texts that went through the network, for tests and for the curious
         self._tokenizer = AutoTokenizer.from_pretrained(encoder)
-        self._model = T5EncoderModel.from_pretrained(encoder).to(device).eval().requires_grad_(False)
+        model: Any = T5EncoderModel.from_pretrained(encoder)
+        self._model = model.to(device).eval().requires_grad_(False)
         self._known: OrderedDict[str, Tensor] = OrderedDict()
 
     @property

@@ -26,10 +26,10 @@ from burnish.formulas.tokens import draw_with_logp, law_logits, logp_of
 from burnish.models.captions import Captions
 from burnish.models.llamagen.files import gpt_shape, load_gpt, load_vq, save_model, vq_shape
 from burnish.models.llamagen.gpt import GPT, Cache, GPTConfig, Prefix, released_gpt
-from burnish.models.llamagen.vq import RELEASED_VQ, decode_in_chunks
+from burnish.models.llamagen.vq import RELEASED_VQ, VQModel, decode_in_chunks
 from burnish.models.places import fetch
 from burnish.models.weights import Copies
-from burnish.types import Prompt, Rollout, TokenPlan, Tokens
+from burnish.types import Law, Prompt, Rollout, TokenPlan, Tokens
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Lora:
     """Low-rank adapters on every linear layer of the network's blocks (Hu et al. 2021), by peft."""
 
     rank: int = 16  # of each update
-    alpha: float = 32.0  # the update is scaled by alpha / rank
+    alpha: int = 32  # the update is scaled by alpha / rank
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _count(shape: GPTConfig) -> int:
 class LlamaGenPolicy(Policy):
     """A loaded LlamaGen. `gpt` is trained; tokenizer and text encoder never are."""
 
-    def __init__(self, spec: LlamaGen, gpt: GPT, vq: torch.nn.Module, captions: Captions | None, device: torch.device):
+    def __init__(self, spec: LlamaGen, gpt: GPT, vq: VQModel, captions: Captions | None, device: torch.device):
         self.spec, self.gpt, self.vq, self.captions, self.device = spec, gpt, vq, captions, device
         self.side = spec.pixels // vq.config.cell
         self._cache: Cache | None = None
@@ -133,7 +133,7 @@ class LlamaGenPolicy(Policy):
         b, n = len(rows), self.side**2
         branches = self._branches(distinct, rows, with_null=plan.guidance != 1.0)
         prefix = Prefix.concatenate(branches)
-        law, plain = "sampled", _plain(plan, "sampled")
+        plain = _plain(plan, "sampled")
         cache = self._room(len(branches) * b)
         bias = self.gpt.fill(cache, prefix)
         uniform = noise.uniform(n).to(self.device)
@@ -142,7 +142,7 @@ class LlamaGenPolicy(Policy):
         hidden = self.gpt.first(prefix)
         for i in range(n):
             mixed = self._mixed(hidden.split(b), plan)
-            logits = law_logits(self.gpt.output(mixed).float().contiguous(), None, plain, law)
+            logits = law_logits(self.gpt.output(mixed).float().contiguous(), None, plain, "sampled")
             ids[i], logp[i], entropy[i] = draw_with_logp(logits, uniform[:, i])
             if i + 1 < n:
                 hidden = self.gpt.next(ids[i].repeat(len(branches)), i, self.side, cache, bias)
@@ -166,14 +166,14 @@ class LlamaGenPolicy(Policy):
         with self._arithmetic():
             hidden = [self._all(ids, part) for part in self._branches(distinct, rows, with_null, plan.detach_null)]
             mixed = self._mixed(hidden, plan) if with_null else hidden[0]
-            law = "conditional" if plan.law == "conditional" else "sampled" if plan.law == "sampled" else "guided"
+            law: Law = "guided" if plan.law == "tempered" else plan.law  # `_plain` has made its temperature w
             return self._logp_of(mixed, ids, _plain(plan, plan.law), law)
 
     def _all(self, ids: Int[Tensor, "b n"], prefix: Prefix) -> Float[Tensor, "b n dim"]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and prefix.last.requires_grad):  # not for a detached branch
             return self.gpt.all(ids, prefix, self.side, self.spec.recompute and torch.is_grad_enabled())
 
-    def _logp_of(self, hidden: Tensor, ids: Tensor, plan: TokenPlan, law: str) -> Float[Tensor, "b n"]:
+    def _logp_of(self, hidden: Tensor, ids: Tensor, plan: TokenPlan, law: Law) -> Float[Tensor, "b n"]:
         """Log-probabilities, a chunk of tokens at a time: logits are computed again in the backward pass, not kept."""
 
         def part(h: Tensor, token: Tensor) -> Tensor:

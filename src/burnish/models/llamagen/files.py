@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -108,11 +108,12 @@ def save_model(model: GPT | VQModel, folder: Path, dtype: torch.dtype = torch.fl
 def _file_and_config(path: Path, kind: str, shape: type[C], config: C | None) -> tuple[Path, C]:
     folder = path if path.is_dir() else path.parent
     if (folder / "config.json").is_file() and kind in (known := _read_config(folder)):
-        values = known[kind]
+        values: dict[str, Any] = known[kind]
         unknown = set(values) - {f.name for f in fields(shape)}
         if unknown:
             raise ValueError(f"{folder / 'config.json'}: '{kind}' has no setting {_few(sorted(unknown))}")
-        config = shape(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        config = shape(**settings)
     if config is None:
         raise ValueError(f"{path}: no config.json beside it says its shape; name a released size instead")
     return (path / f"{kind}.safetensors" if path.is_dir() else path), config

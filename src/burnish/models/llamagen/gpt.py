@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -266,7 +267,7 @@ class GPT(nn.Module):
         x = F.pad(self.tok_embeddings(ids[:, :-1]), (0, 0, 1, 0))  # slot 0: a row that nothing reads
         rope = _turns(side, x.shape[-1] // self.config.heads, x.device)[: ids.shape[1]]
         mask = _prefix_mask(prefix.score, ids.shape[1])
-        for layer, value in zip(self.layers, prefix.value, strict=True):
+        for layer, value in zip(self._blocks(), prefix.value, strict=True):
             run = layer.all
             x = checkpoint(run, x, rope, value, mask, use_reentrant=False) if recompute else run(x, rope, value, mask)
         return self.norm(torch.cat([prefix.last.unsqueeze(1).to(x.dtype), x[:, 1:]], 1))
@@ -281,7 +282,7 @@ class GPT(nn.Module):
         """Output that predicts token `position + 1`, given token `position`, which goes to slot `position + 1`."""
         x = self.tok_embeddings(ids)
         rope = _turns(side, x.shape[-1] // self.config.heads, x.device)[position + 1]
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+        for layer, keys, values in zip(self._blocks(), cache.keys, cache.values, strict=True):
             x = layer.next(x, rope, keys, values, position + 1, bias)
         return self.norm(x)
 
@@ -304,13 +305,16 @@ class GPT(nn.Module):
         bias[:, 0, 0, 0] = prefix.score
         return bias
 
+    def _blocks(self) -> Sequence[Block]:
+        return cast(Sequence[Block], self.layers)  # a ModuleList does not say what it holds
+
     def _captions(self) -> CaptionEmbedding:
         assert isinstance(self.cls_embedding, CaptionEmbedding)
         return self.cls_embedding
 
     def _prefix(self, x: Tensor, visible: Tensor) -> Prefix:
         values = []
-        for layer in self.layers:
+        for layer in self._blocks():
             x, value = layer.prefix(x, visible)
             values.append(value)
         return Prefix(tuple(values), visible.sum(1).float().log(), x[:, -1])
