@@ -12,15 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from burnish.core import Evaluation, Policy, Scorer, Suite
-from burnish.formulas.statistics import Interval, paired_difference
+from burnish.formulas.statistics import Interval, lower_is_better, paired_difference
 
-LOWER_IS_BETTER = (
-    "fid",
-    "frechet",
-    "distance",
-    "invalid",
-    "error",
-)  # a metric with such a word in it improves downwards
 NOTHING = Interval(float("nan"), float("nan"), float("nan"), 0)
 
 
@@ -97,7 +90,7 @@ def compare(before: Pass, after: Pass) -> dict[str, Comparison]:
     for name in before.metrics.keys() & after.metrics.keys():
         paired = name in before.values and name in after.values
         interval = paired_difference(before.values[name], after.values[name], cluster) if paired else NOTHING
-        downwards = any(word in name for word in LOWER_IS_BETTER)
+        downwards = lower_is_better(name)
         found[name] = Comparison(before.metrics[name], after.metrics[name], interval, downwards)
     return {name: found[name] for name in before.metrics if name in found}
 

@@ -18,6 +18,18 @@ from burnish.formulas.noise import generator
 Verdict = Literal["better", "worse", "not distinguishable"]
 DRAWS = 4000  # bootstrap samples; the ends of a 95 % interval then move by about 1 % of its width from key to key
 AT_ONCE = 4_000_000  # counts held in memory at once
+LOWER_IS_BETTER = (
+    "fid",
+    "frechet",
+    "distance",
+    "invalid",
+    "error",
+)  # words in the names of metrics that improve downwards
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric of this name improves when it falls."""
+    return any(word in metric.lower() for word in LOWER_IS_BETTER)
 
 
 @dataclass(frozen=True)

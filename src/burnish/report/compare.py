@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from burnish.formulas.statistics import paired_difference
+from burnish.formulas.statistics import lower_is_better, paired_difference
 from burnish.report.curves import Curve, card, thinned
 from burnish.report.folder import Evaluated, Run, read
 from burnish.report.html import DASH, absent, document, esc, number, percent, points
-from burnish.report.intervals import Change, lower_is_better, over_seeds
+from burnish.report.intervals import Change, over_seeds
 from burnish.report.verdict import TONE, Headline, headline, interval
 
 OVERLAID = (  # metric, and how it is drawn

@@ -10,13 +10,6 @@ import numpy as np
 from jaxtyping import Float
 
 Word = Literal["better", "worse", "not distinguishable", "unknown"]
-LOWER_IS_BETTER = (
-    "fid",
-    "frechet",
-    "distance",
-    "invalid",
-    "error",
-)  # words in the name of a metric that improves downwards
 
 
 @dataclass(frozen=True)
@@ -42,11 +35,6 @@ class Change:
         if self.low <= 0 <= self.high:
             return "not distinguishable"
         return "better" if (self.low > 0) != self.lower_is_better else "worse"
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric of this name improves downwards."""
-    return any(word in metric.lower() for word in LOWER_IS_BETTER)
 
 
 def over_seeds(values: Float[np.ndarray, " n"]) -> tuple[float, float, float]:

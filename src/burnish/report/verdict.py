@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from burnish.formulas.statistics import paired_difference
+from burnish.formulas.statistics import lower_is_better, paired_difference
 from burnish.report.folder import Evaluated, Run
 from burnish.report.html import absent, esc, number, percent, points
-from burnish.report.intervals import Change, lower_is_better
+from burnish.report.intervals import Change
 
 TONE = {"better": "better", "worse": "worse", "not distinguishable": "even", "unknown": "unknown"}
 
