@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from burnish.types import Prompt
 
@@ -66,17 +67,22 @@ def _json_line(path: Path, number: int, line: str) -> Prompt:
     return Prompt(id=str(row.get("id", number)), text=row["text"], facts=row.get("facts", {}))
 
 
-@lru_cache(maxsize=8)
-def _from_function(name: str) -> tuple[Prompt, ...]:
+def named_function(name: str, where: str, hint: str = "") -> Callable[..., Any]:
+    """What "module:function" names. Raises ValueError, starting with `where`, if there is no such function."""
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as problem:
-        raise ValueError(f"{name}: cannot import {module_name!r}: {problem}") from problem
-    function = vars(module).get(attribute)
-    if not isinstance(function, Callable):
-        raise ValueError(f"{name}: {module_name} has no function {attribute!r}")
-    found = function()
+        raise ValueError(f"{where}: cannot import {module_name!r}: {problem}") from problem
+    found = vars(module).get(attribute)
+    if not callable(found):
+        raise ValueError(f"{where}: {module_name} has no function {attribute!r}{hint}")
+    return found
+
+
+@lru_cache(maxsize=8)
+def _from_function(name: str) -> tuple[Prompt, ...]:
+    found = named_function(name, name)()
     if not isinstance(found, Sequence) or not all(isinstance(p, Prompt) for p in found):
         raise ValueError(f"{name}: must return a sequence of burnish.types.Prompt, got {type(found).__name__}")
     return _checked(tuple(found), name)

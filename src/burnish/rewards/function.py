@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.core import Reward, Scorer
+from burnish.prompts import named_function
 from burnish.types import Prompt, Scores
 
 Score = Callable[[Tensor, Sequence[Prompt]], Any]
@@ -62,14 +62,4 @@ class _Called(Scorer):
 
 
 def _imported(name: str) -> Score:
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as problem:
-        raise ValueError(f"reward {name}: cannot import {module_name!r}: {problem}") from problem
-    found = vars(module).get(attribute)
-    if not isinstance(found, Callable):
-        raise ValueError(
-            f"reward {name}: {module_name} has no function {attribute!r}; a reward given in Python must be given again"
-        )
-    return found
+    return named_function(name, f"reward {name}", "; a reward given in Python must be given again")

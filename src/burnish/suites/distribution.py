@@ -8,7 +8,6 @@ the number of samples (its bias is of order 1/n): compare equal counts.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +23,7 @@ from burnish.draws import draw_all
 from burnish.formulas.frechet import coverage, frechet_distance, inception_score, moments
 from burnish.models.clip_towers import ClipTowers, load_towers
 from burnish.models.pixels import Pixels, in_chunks, read_pixels
-from burnish.prompts import read_prompts
+from burnish.prompts import named_function, read_prompts
 from burnish.types import Prompt, TokenPlan
 
 WHERE = "suites.distribution"
@@ -137,15 +136,7 @@ def _reference(suite: Distribution) -> Float[Tensor, "m d"]:
 
 
 def _made(name: str) -> Callable[[Sequence[Prompt], int], object]:
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as problem:
-        raise ValueError(f"{WHERE}.reference: cannot import {module_name!r}: {problem}") from problem
-    found = vars(module).get(attribute)
-    if not callable(found):
-        raise ValueError(f"{WHERE}.reference: {module_name} has no function {attribute!r}")
-    return found
+    return named_function(name, f"{WHERE}.reference")
 
 
 def _opened(folder: Path) -> Iterator[Float[Tensor, "1 3 h w"]]:
