@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL.Image import Image, fromarray
 
@@ -22,9 +22,6 @@ from burnish.recipe.decode import decode
 from burnish.recipe.encode import encode
 from burnish.recipe.recipe import Recipe
 from burnish.types import Prompt
-
-if TYPE_CHECKING:
-    from burnish.engine.reporter import Reporter
 
 
 def folder_for(name: str, asked: Path | None, resume: bool) -> Path:
@@ -47,17 +44,17 @@ def _numbered(path: Path) -> Iterator[Path]:
     yield from (path.with_name(f"{path.name}-{n}") for n in count(2))
 
 
-def train_into(
-    recipe: Recipe, folder: Path, resume: bool, warn: Callable[[str], None], reporter: Reporter | None = None
-) -> Path:
+def train_into(recipe: Recipe, folder: Path, resume: bool, warn: Callable[[str], None]) -> Path:
     """Check a recipe, run it into a folder and write its report, also when the run was asked to stop."""
     from burnish.engine.loop import train
+    from burnish.engine.reporter import Reporter
     from burnish.report import page
 
-    for warning in require(recipe):
+    warnings = require(recipe)
+    for warning in warnings:
         warn(warning)
     try:
-        train(recipe, folder, resume=resume, reporter=reporter)
+        train(recipe, folder, resume, Reporter(folder, warnings=warnings))
     except SystemExit:
         page.write(folder)
         raise

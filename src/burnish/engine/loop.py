@@ -21,6 +21,7 @@ from burnish.engine.scoring import Scored, scored, settled
 from burnish.formulas.groups import group_std
 from burnish.formulas.sentinel import statistics
 from burnish.recipe.encode import encode
+from burnish.recipe.read import as_yaml, data_of
 from burnish.recipe.recipe import Recipe
 from burnish.types import Batch
 
@@ -156,24 +157,15 @@ def _start(folder: Path, facts: Mapping[str, Any], resume: bool) -> Checkpoint |
         return None
     if not resume:
         raise ValueError(f"{folder} holds a run already; resume it, or choose another folder")
-    import yaml
-
-    earlier = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    for key, value in facts.items():
-        if key not in FREE and earlier.get(key) != _plain(value):
+    earlier, now = (data_of(text) for text in (recipe.read_text(encoding="utf-8"), as_yaml(facts)))
+    for key, value in now.items():
+        if key not in FREE and earlier.get(key) != value:
             was = earlier.get(key)
             raise ValueError(
                 f"{folder} was started with {key}: {was!r}, and cannot go on with {value!r}; start a new run"
             )
     newest = checkpoint.latest(folder)
     return checkpoint.read(newest) if newest else None
-
-
-def _plain(value: Any) -> Any:
-    """As YAML gives it back."""
-    import yaml
-
-    return yaml.safe_load(yaml.safe_dump(value))
 
 
 def _score_metrics(found: Scored) -> dict[str, float]:
@@ -186,12 +178,17 @@ def _score_metrics(found: Scored) -> dict[str, float]:
         "score/group_std": float(within.mean()),
         "score/invalid": float((~valid).sum()),
         **{f"score/{name}_mean": _mean(value, valid) for name, value in scores.parts.items()},
+        **{f"score/{name}_std": float(_known(value, valid).std(correction=0)) for name, value in scores.parts.items()},
     }
 
 
 def _mean(values: torch.Tensor, valid: torch.Tensor) -> float:
-    """Mean of the values that could be computed; NaN if there is none."""
-    return float(values.double()[valid & torch.isfinite(values)].mean())
+    return float(_known(values, valid).mean())
+
+
+def _known(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """The values that could be computed. Mean and deviation of none are NaN."""
+    return values.double()[valid & torch.isfinite(values)]
 
 
 def _due(step: int, every: int) -> bool:

@@ -2,7 +2,8 @@
 
     recipe.yaml          the recipe as `recipe.encode` gives it
     environment.json     burnish, commit, python, torch, transformers, platform, cpu, cores, threads, accelerator,
-                         device, seed, command, started (UTC, ISO 8601); `resumed`: a list of {step, started, command}
+                         device, seed, command, started (UTC, ISO 8601); `resumed`: a list of {step, started, command};
+                         `warnings`: what `burnish check` had to say
     metrics.jsonl        one JSON object a step: {"step": 7, "<stage>/<what>": number or null, ...}; null is not finite
                          or not known. Step 0 is before the first update and has only eval/<suite>_<metric>; a step that
                          was evaluated has those too. Names that end in `seconds` or `per_second` are timings, all
@@ -33,7 +34,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from burnish.core import Evaluation
 from burnish.engine.grids import COLUMNS, GAP, MOST_TILES, grid
 from burnish.engine.progress import Progress
 from burnish.engine.surroundings import command, surroundings
+from burnish.recipe.read import as_yaml
 from burnish.types import Batch, Scores
 
 TIMINGS = ("seconds", "per_second")  # endings of metrics that differ between two runs of one recipe
@@ -54,14 +56,13 @@ TIMINGS = ("seconds", "per_second")  # endings of metrics that differ between tw
 class Reporter:
     """Keeps the folder of one run. All writing is flushed at once, so that a killed run leaves what it did."""
 
-    def __init__(self, folder: Path, quiet: bool = False) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, quiet: bool = False, warnings: Sequence[str] = ()) -> None:
+        self.folder, self._warnings = folder, list(warnings)
         self.progress = Progress(quiet)
         self._board: Any = None
 
     def begin(self, recipe: Mapping[str, Any], seed: int, device: torch.device, step: int, steps: int) -> None:
         """Start the files, or go on with them after `step`. Whatever is later than `step` is removed."""
-        import yaml
         from torch.utils.tensorboard import SummaryWriter
 
         for name in ("samples", "evaluations", "checkpoints"):
@@ -73,8 +74,8 @@ class Reporter:
             facts["resumed"] = [*facts.get("resumed", ()), {"step": step, "started": started, "command": command()}]
         else:
             facts = {**surroundings(), "device": str(device), "seed": seed, "started": started, "resumed": []}
-        write_json(environment, facts)
-        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+        write_json(environment, {**facts, "warnings": self._warnings})
+        write_text(self.folder / "recipe.yaml", as_yaml(recipe))
         self._cut_back(step)
         self._board = SummaryWriter(str(self.folder), purge_step=step + 1 if step else 0, flush_secs=10)
         self.progress.begin(step, steps)

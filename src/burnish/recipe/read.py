@@ -152,11 +152,25 @@ def changed(recipe: Recipe, overrides: Sequence[str] = (), settings: Mapping[str
 
 def write(recipe: Recipe, path: Path) -> None:
     """Write a recipe, every value of it, as YAML that `read` accepts."""
-    from omegaconf import OmegaConf
-
     from burnish.recipe.encode import encode
 
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(encode(recipe))), encoding="utf-8")
+    path.write_text(as_yaml(encode(recipe)), encoding="utf-8")
+
+
+def as_yaml(data: Mapping[str, object]) -> str:
+    """Plain data as text that this module reads back unchanged: PyYAML alone writes the text 1e3 without quotes."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dict(data)))
+
+
+def data_of(text: str) -> dict[str, object]:
+    """The inverse of `as_yaml`."""
+    from omegaconf import OmegaConf
+
+    found = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def _split(text: str) -> tuple[str, object]:

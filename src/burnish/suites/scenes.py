@@ -44,7 +44,7 @@ class Scenes(Suite):
 
     def run(self, policy: Policy, reward: Scorer | None, seed: int) -> Evaluation:
         """Metrics: `verified`, `verified_<category>`, `requirements` (share met), `diversity`, `reward` and
-        `reward_<part>` (means over valid scores). Values: `verified`, `requirements`, and those of the reward."""
+        `reward_<part>` (means over valid scores). Values: the same but for `diversity`, one a sample."""
         asked = tuple(p for p in self.questions() for _ in range(self.per_prompt))
         plan = TokenPlan(
             group=self.per_prompt,
@@ -62,7 +62,8 @@ class Scenes(Suite):
             values.append(_values(rollout.media, some, reward))
         joined = {name: torch.cat([v[name] for v in values]) for name in values[0]}
         pictures = torch.cat(media)
-        metrics = {name: _mean(value) for name, value in joined.items()} | _by_category(joined["verified"], asked)
+        joined |= _by_category(joined["verified"], asked)
+        metrics = {name: _mean(value) for name, value in joined.items()}
         if self.per_prompt > 1:
             metrics["diversity"] = _diversity(pictures, self.per_prompt)
         return Evaluation(metrics, joined, asked, pictures)
@@ -88,10 +89,11 @@ def _values(images: Tensor, prompts: Sequence[Prompt], reward: Scorer | None) ->
     return {name: value.detach().float().cpu() for name, value in values.items()}
 
 
-def _by_category(verified: Float[Tensor, " n"], prompts: Sequence[Prompt]) -> dict[str, float]:
+def _by_category(verified: Float[Tensor, " n"], prompts: Sequence[Prompt]) -> dict[str, Float[Tensor, " n"]]:
+    """For each category the verdicts on its samples, NaN on the others'."""
     kinds = [str(p.facts["category"]) for p in prompts]
     return {
-        f"verified_{kind}": float(verified[torch.tensor([k == kind for k in kinds])].mean())
+        f"verified_{kind}": verified.where(torch.tensor([k == kind for k in kinds]), torch.nan)
         for kind in dict.fromkeys(kinds)
     }
 

@@ -64,13 +64,11 @@ def draw_scene(facts: Mapping[str, Any], rng: np.random.Generator) -> Scene:
     wanted = [o for o in facts["objects"] for _ in range(o["count"])]
     colours = [o["colour"] or COLOURS[rng.integers(len(COLOURS))] for o in wanted]
     centres, sizes = _arrangement(len(wanted), facts["relation"], rng)
-    shades = rng.uniform(0.93, 1.05, len(wanted))
     objects = tuple(
-        Object(o["shape"], c, float(x), float(y), float(s), float(f))
-        for o, c, (x, y), s, f in zip(wanted, colours, centres, sizes, shades, strict=True)
+        Object(o["shape"], c, float(x), float(y), float(s))
+        for o, c, (x, y), s in zip(wanted, colours, centres, sizes, strict=True)
     )
-    tone = np.array(list(BACKGROUNDS.values())[rng.integers(len(BACKGROUNDS))]) + rng.uniform(-5, 5, 3)
-    return Scene(objects, (float(tone[0]), float(tone[1]), float(tone[2])))
+    return Scene(objects, list(BACKGROUNDS.values())[rng.integers(len(BACKGROUNDS))])
 
 
 def captions(n: int, rng: np.random.Generator, split: Split = "all") -> list[tuple[Prompt, Scene]]:
