@@ -23,7 +23,7 @@ from burnish.core import Copy, Evaluation, Policy, PolicySpec, Reward, Scorer, S
 from burnish.formulas.noise import Noise
 from burnish.formulas.tokens import draw, entropy, law_logits, logp_of
 from burnish.models.weights import Copies
-from burnish.types import Law, Prompt, Rollout, Scores, TokenPlan, Tokens
+from burnish.types import Law, Plan, Prompt, Rollout, Scores, TokenPlan, Tokens
 
 
 def toy_prompt(number: int) -> Prompt:
@@ -67,7 +67,8 @@ class ToyPolicy(Policy):
         }
         self._copies = Copies(self.parameters())
 
-    def sample(self, prompts: Sequence[Prompt], plan: TokenPlan, noise: Noise) -> Rollout:
+    def sample(self, prompts: Sequence[Prompt], plan: Plan, noise: Noise) -> Rollout:
+        assert isinstance(plan, TokenPlan)
         assert len(noise.ids) == len(prompts)
         uniform = noise.uniform(self.spec.tokens, "tokens")
         ids = torch.zeros(len(prompts), 0, dtype=torch.long)
@@ -80,8 +81,9 @@ class ToyPolicy(Policy):
             return self._rollout(prompts, ids, plan, noise.ids)
 
     def logp(self, rollout: Rollout) -> Float[Tensor, "b k"]:
-        ids = rollout.decisions[0].ids
-        return logp_of(self._law(rollout.prompts, ids, rollout.plan, rollout.plan.law, keep=ids), ids)
+        ids, plan = rollout.decisions[0].ids, rollout.plan
+        assert isinstance(plan, TokenPlan)
+        return logp_of(self._law(rollout.prompts, ids, plan, plan.law, keep=ids), ids)
 
     def enumerate(self, prompt: Prompt, plan: TokenPlan) -> Rollout:
         """Every sequence once, with the exact log-probability of the law sampled from (-inf where filtered)."""
@@ -198,7 +200,7 @@ class ToySuite(Suite):
 
     each: int = 16  # samples of each prompt
 
-    def run(self, policy: Policy, reward: Scorer | None, seed: int) -> Evaluation:
+    def run(self, policy: Policy, plan: Plan, reward: Scorer | None, seed: int) -> Evaluation:
         asked = tuple(p for p in prompts() for _ in range(self.each))
         drawn = policy.sample(asked, TokenPlan(group=self.each), Noise(seed, 0, tuple(range(len(asked))), "evaluate"))
         bright = drawn.media.mean((1, 2, 3))

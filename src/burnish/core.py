@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.formulas.noise import Noise
-from burnish.types import Batch, Loss, Prompt, Rollout, Scores, TokenPlan
+from burnish.types import Batch, Loss, Plan, Prompt, Rollout, Scores, TokenPlan
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ class Needs:
 class Policy(ABC):
     """A distribution over pictures that can be drawn from, scored and changed."""
 
+    plans: ClassVar[type[Plan]] = TokenPlan  # the plans that it can draw by
+
     @abstractmethod
-    def sample(self, prompts: Sequence[Prompt], plan: TokenPlan, noise: Noise) -> Rollout:
+    def sample(self, prompts: Sequence[Prompt], plan: Plan, noise: Noise) -> Rollout:
         """Draw one sample for every prompt (prompts may repeat), recording the log-probability of the law drawn from.
 
         `group` of the result numbers the distinct prompts. No gradient is recorded.
@@ -118,7 +120,12 @@ class Planner(ABC):
     """Writes the plan of every step."""
 
     @abstractmethod
-    def at(self, step: int) -> TokenPlan: ...
+    def at(self, step: int) -> Plan:
+        """How the samples of a training step are drawn."""
+
+    @abstractmethod
+    def evaluation(self) -> Plan:
+        """How a picture is drawn that is only looked at: one of each prompt, as one would use the model."""
 
 
 class Scorer(ABC):
@@ -174,8 +181,12 @@ class Source(ABC):
         """The distinct prompts of a step, without drawing."""
 
     @abstractmethod
-    def plan_at(self, step: int) -> TokenPlan:
+    def plan_at(self, step: int) -> Plan:
         """The plan of a step, without drawing."""
+
+    @abstractmethod
+    def evaluation(self) -> Plan:
+        """How suites draw, and whoever else only looks."""
 
 
 @dataclass(frozen=True)
@@ -192,4 +203,5 @@ class Suite(ABC):
     """A fixed set of questions asked of a policy: same prompts, same noise, every time."""
 
     @abstractmethod
-    def run(self, policy: Policy, reward: Scorer | None, seed: int) -> Evaluation: ...
+    def run(self, policy: Policy, plan: Plan, reward: Scorer | None, seed: int) -> Evaluation:
+        """Draw by `plan`, which draws one sample of each prompt, and look."""

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from burnish.core import Policy
 from burnish.formulas.noise import Noise
-from burnish.types import Prompt, TokenPlan
+from burnish.types import Plan, Prompt
 
 
-def draw_all(
-    policy: Policy, prompts: Sequence[Prompt], plan: TokenPlan, seed: int, rows: int
-) -> Float[Tensor, "n c h w"]:
+def draw_all(policy: Policy, prompts: Sequence[Prompt], plan: Plan, seed: int, rows: int) -> Float[Tensor, "n c h w"]:
     """One picture a prompt, on the CPU. Sample i has the noise (seed, "evaluate", step 0, id i), whatever `rows` is.
 
     So two policies, or one before and after training, are asked the same with the same noise.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,16 +28,57 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class TokenPlan:
-    """How one rollout of tokens is drawn. Written by a planner each step, and stored in the rollout it drew."""
+class Plan:
+    """How one rollout is drawn. Written by a planner each step, and stored in the rollout it drew."""
 
     group: int = 8  # samples drawn for each prompt and compared with one another
-    guidance: float = 1.0  # w in u + w (c - u), c conditional and u unconditional logits; 1 is no guidance
+    guidance: float = 1.0  # w in u + w (c - u), c conditional and u unconditional prediction; 1 is no guidance
+
+    def __post_init__(self) -> None:
+        if self.group < 1:
+            raise ValueError(f"group must be at least 1, got {self.group}")
+        if not self.guidance >= 0:
+            raise ValueError(f"guidance must be 0 or more, got {self.guidance} (1 is no guidance)")
+
+    @property
+    def one_law(self) -> bool:
+        """Whether the law that is trained is the law drawn from."""
+        return True
+
+
+@dataclass(frozen=True)
+class TokenPlan(Plan):
+    """How a rollout of tokens is drawn."""
+
     temperature: float = 1.0  # logits are divided by it before filtering
     top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
     top_p: float = 1.0  # keep the smallest set of tokens whose mass reaches p; 1 keeps all
     law: Law = "sampled"  # whose log-probability `policy.logp` recomputes and training changes
     detach_null: bool = False  # stop the gradient through the unconditional branch
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature} (top_k: 1 draws greedily)")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (keeps all tokens) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1 (keeps all tokens), got {self.top_p}")
+        if self.law not in get_args(Law):
+            raise ValueError(f"law must be one of {', '.join(get_args(Law))}, got {self.law!r}")
+
+    @property
+    def one_law(self) -> bool:
+        filtered = self.top_k > 0 or self.top_p < 1
+        match self.law:
+            case "sampled":
+                return True
+            case "tempered":
+                return not filtered
+            case "guided":
+                return not filtered and self.temperature == 1
+            case "conditional":
+                return not filtered and self.temperature == 1 and self.guidance == 1
 
 
 @dataclass(frozen=True)
@@ -59,7 +100,7 @@ class Rollout:
     group: Int[Tensor, " b"]  # samples with an equal number answer one prompt and are compared with one another
     decisions: tuple[Tokens, ...]  # one image is one entry; a thought and then an image are two
     media: Float[Tensor, "b c h w"]  # in [0, 1]
-    plan: TokenPlan
+    plan: Plan
     ids: tuple[int, ...]  # keys of the noise, unique within the step
     anchor: Float[Tensor, "b k"] | None = None  # log-probability that ratios are taken against; None: the recorded one
     reference: Float[Tensor, "b k"] | None = (

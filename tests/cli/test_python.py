@@ -23,14 +23,14 @@ from burnish.policies.llamagen import LlamaGen
 from burnish.recipe.recipe import Optim, Recipe
 from burnish.rewards.jpeg import Jpeg
 from burnish.sources.on_policy import OnPolicy
-from burnish.types import Prompt, TokenPlan
+from burnish.types import Plan, Prompt, TokenPlan
 
 
 @dataclass(frozen=True)
 class Brightness(Suite):
     """How bright the five classes are."""
 
-    def run(self, policy: Policy, reward: Scorer | None, seed: int) -> Evaluation:
+    def run(self, policy: Policy, plan: Plan, reward: Scorer | None, seed: int) -> Evaluation:
         asked = tuple(Prompt(str(i), "", {"class_id": i}) for i in range(5) for _ in range(16))
         media = policy.sample(asked, TokenPlan(group=1), Noise(seed, 0, tuple(range(80)), "evaluate")).media
         values = {"bright": media.mean((1, 2, 3))}
@@ -105,7 +105,7 @@ def test_mistakes(run, recipe, tmp_path):
     model = burnish.load(run)
     with pytest.raises(ValueError, match="sample takes a list"):
         model.sample("thing 1")
-    with pytest.raises(ValueError, match=r"plan\.guidence: EveryToken has no such field; did you mean 'guidance'"):
+    with pytest.raises(ValueError, match=r"plan\.guidence: TokenPlan has no such field; did you mean 'guidance'"):
         model.sample(["thing 1"], guidence=2.0)
     with pytest.raises(ValueError, match="Recipe has no such field; did you mean 'steps'"):
         burnish.train(recipe, tmp_path, step=3)

@@ -22,7 +22,7 @@ from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
 from burnish.objectives.ppo_clip import PPOClip
 from burnish.recipe.recipe import Optim, Recipe
-from burnish.types import Prompt
+from burnish.types import Prompt, TokenPlan
 
 
 def run(whole: Recipe, folder: Path, resume: bool = False) -> list[dict]:
@@ -188,13 +188,13 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path: Path) -> Non
 
 def test_comparison_pairs_samples_and_clusters_prompts() -> None:
     suite, policy = ToySuite(each=4), ToyRaster().load(torch.device("cpu"))
-    before = passed(suite.run(policy, None, 0))
-    same = compare(before, passed(suite.run(policy, None, 0)))
+    before = passed(suite.run(policy, TokenPlan(), None, 0))
+    same = compare(before, passed(suite.run(policy, TokenPlan(), None, 0)))
     assert same["verified"].difference.mean == 0 and same["verified"].difference.verdict() == "not distinguishable"
     assert same["verified"].difference.clusters == 3, "prompts, not samples"
     with torch.no_grad():
         policy.weights["bias"][:, 3] += 3
-    better = compare(before, passed(suite.run(policy, None, 0)))["verified"]
+    better = compare(before, passed(suite.run(policy, TokenPlan(), None, 0)))["verified"]
     assert better.facts()["verdict"] == "better"
     other = Evaluation({}, {}, (Prompt("other", ""),) * 12, torch.zeros(12, 3, 1, 1))
     with pytest.raises(ValueError, match="different prompts"):

@@ -163,6 +163,9 @@ class Counting(Planner):
         self.asked += 1
         return TokenPlan(temperature=1.0 + self.asked)
 
+    def evaluation(self) -> TokenPlan:
+        return TokenPlan(group=1)
+
 
 PLANS = {laws.a_plan_depends_on_the_step_only: Counting()}
 ALL = {**OBJECTIVES, **ADVANTAGES, **REWARDS, **PLANS}

@@ -11,6 +11,7 @@ import toy_references
 from toys import ToyRaster
 
 from burnish.suites.distribution import Distribution
+from burnish.types import TokenPlan
 from burnish.worlds.scenes.reference import pictures
 from burnish.worlds.scenes.verify import verify
 
@@ -26,7 +27,7 @@ def suite(clip: str) -> Distribution:
 
 
 def test_a_policy_is_at_no_distance_from_itself(policy, suite):
-    found = suite.run(policy, None, seed=5)
+    found = suite.run(policy, TokenPlan(), None, seed=5)
     assert found.metrics["fid"] == pytest.approx(0, abs=1e-6)
     assert found.metrics["precision"] == found.metrics["recall"] == 1
     assert len(found.prompts) == len(found.media) == 24
@@ -34,14 +35,14 @@ def test_a_policy_is_at_no_distance_from_itself(policy, suite):
 
 
 def test_another_distribution_is_far(policy, suite):
-    near = suite.run(policy, None, seed=6).metrics
-    far = replace(suite, reference="toy_references:negative").run(policy, None, seed=6).metrics
+    near = suite.run(policy, TokenPlan(), None, seed=6).metrics
+    far = replace(suite, reference="toy_references:negative").run(policy, TokenPlan(), None, seed=6).metrics
     assert far["fid"] > 3 * near["fid"] > 0
     assert far["precision"] < near["precision"]
 
 
 def test_rows_change_nothing(policy, suite):
-    one, other = (replace(suite, rows=rows).run(policy, None, seed=6) for rows in (5, 24))
+    one, other = (replace(suite, rows=rows).run(policy, TokenPlan(), None, seed=6) for rows in (5, 24))
     assert torch.equal(one.media, other.media)
     assert one.metrics == pytest.approx(other.metrics, rel=1e-4)
 
@@ -49,13 +50,13 @@ def test_rows_change_nothing(policy, suite):
 def test_the_reference_is_made_once(policy, suite):
     mine = replace(suite, count=25)
     toy_references.CALLS.clear()
-    mine.run(policy, None, seed=1)
-    mine.run(policy, None, seed=2)
+    mine.run(policy, TokenPlan(), None, seed=1)
+    mine.run(policy, TokenPlan(), None, seed=2)
     assert toy_references.CALLS == [25]
 
 
 def test_class_probabilities(policy, suite):
-    found = suite.run(policy, None, seed=6)
+    found = suite.run(policy, TokenPlan(), None, seed=6)
     assert 1 <= found.metrics["inception_score"] <= 3  # three prompts
     assert found.metrics["classified"] == pytest.approx(float(found.values["classified"].mean()))
 
@@ -67,11 +68,11 @@ def test_a_folder_of_pictures(policy, suite, tmp_path: Path):
     for i, picture in enumerate(media):
         levels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
         Image.fromarray(levels).save(tmp_path / f"{i:03d}.png")
-    found = replace(suite, reference=str(tmp_path)).run(policy, None, seed=5).metrics
+    found = replace(suite, reference=str(tmp_path)).run(policy, TokenPlan(), None, seed=5).metrics
     assert found["fid"] == pytest.approx(0, abs=1e-3)  # 8 bits round
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"x\.png is not a picture"):
-        replace(suite, reference=str(tmp_path), count=26).run(policy, None, seed=5)
+        replace(suite, reference=str(tmp_path), count=26).run(policy, TokenPlan(), None, seed=5)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_folder_of_pictures(policy, suite, tmp_path: Path):
 )
 def test_mistakes_get_a_sentence(policy, suite, change, said):
     with pytest.raises(ValueError, match=said):
-        replace(suite, **change).run(policy, None, seed=5)
+        replace(suite, **change).run(policy, TokenPlan(), None, seed=5)
 
 
 def test_scenes_references_are_true_and_keyed():

@@ -18,7 +18,7 @@ from burnish.formulas.noise import Noise, generator
 from burnish.models.weights import Copies
 from burnish.rewards.scenes_verified import ScenesVerified
 from burnish.suites.scenes import Scenes
-from burnish.types import Prompt, Rollout, TokenPlan, Tokens
+from burnish.types import Plan, Prompt, Rollout, TokenPlan, Tokens
 from burnish.worlds.scenes.grammar import heldout, is_heldout, prompt, train
 from burnish.worlds.scenes.render import Scene, draw_scene, render
 from burnish.worlds.scenes.verify import verify
@@ -34,7 +34,7 @@ class Painter(Policy):
         self.plans: list[TokenPlan] = []
         self._copies = Copies(self.parameters())
 
-    def sample(self, prompts: Sequence[Prompt], plan: TokenPlan, noise: Noise) -> Rollout:
+    def sample(self, prompts: Sequence[Prompt], plan: Plan, noise: Noise) -> Rollout:
         self.plans.append(plan)
         ids = (noise.uniform(1) < torch.sigmoid(self.skill)).long()
         scenes = [draw_scene(p.facts, generator(noise.seed, i)) for p, i in zip(prompts, noise.ids, strict=True)]
@@ -105,15 +105,16 @@ def test_a_foreign_prompt_gets_a_sentence():
 def test_a_perfect_painter_is_verified_and_a_blank_one_is_not():
     for prompts in ("heldout", "train", "classes"):
         suite = Scenes(prompts=prompts, count=12)
-        assert suite.run(Painter(30.0), None, 0).metrics["verified"] == 1.0, prompts
-        assert suite.run(Painter(-30.0), None, 0).metrics["verified"] == 0.0, prompts
+        assert suite.run(Painter(30.0), TokenPlan(), None, 0).metrics["verified"] == 1.0, prompts
+        assert suite.run(Painter(-30.0), TokenPlan(), None, 0).metrics["verified"] == 0.0, prompts
 
 
 def test_metrics_are_means_of_the_values_and_categories_are_apart():
-    suite = Scenes(count=30, per_prompt=2, rows=7, guidance=2.0, temperature=0.9, top_k=5, top_p=0.8)
+    suite = Scenes(count=30, per_prompt=2, rows=7)
     painter = Painter(0.0)
-    result = suite.run(painter, ScenesVerified(partial=True).load(CPU), seed=3)
-    assert set(painter.plans) == {TokenPlan(2, 2.0, 0.9, 5, 0.8, law="sampled")}
+    plan = TokenPlan(2, 2.0, 0.9, 5, 0.8)
+    result = suite.run(painter, plan, ScenesVerified(partial=True).load(CPU), seed=3)
+    assert set(painter.plans) == {plan}
     assert len(result.prompts) == len(result.media) == len(result.values["verified"]) == 60
     assert all(is_heldout(p.facts) for p in result.prompts)
     again = verify(result.media, result.prompts)
@@ -128,19 +129,19 @@ def test_metrics_are_means_of_the_values_and_categories_are_apart():
 
 def test_diversity_worked_out_by_hand():
     suite = Scenes(count=6, per_prompt=3)
-    result = suite.run(Painter(1.0), None, seed=0)
+    result = suite.run(Painter(1.0), TokenPlan(), None, seed=0)
     gaps = []
     for i in range(0, 18, 3):
         a, b, c = result.media[i : i + 3]
         gaps.append(((a - b).abs().mean() + (a - c).abs().mean() + (b - c).abs().mean()) / 3)
     assert result.metrics["diversity"] == pytest.approx(float(torch.stack(gaps).mean()), rel=1e-4)
-    assert "diversity" not in Scenes(count=6).run(Painter(1.0), None, seed=0).metrics
+    assert "diversity" not in Scenes(count=6).run(Painter(1.0), TokenPlan(), None, seed=0).metrics
 
 
 def test_two_passes_ask_the_same_in_any_chunks():
-    one, two = (Scenes(count=20, rows=rows).run(Painter(0.0), None, seed=5) for rows in (64, 3))
+    one, two = (Scenes(count=20, rows=rows).run(Painter(0.0), TokenPlan(), None, seed=5) for rows in (64, 3))
     assert torch.equal(one.media, two.media) and one.prompts == two.prompts == heldout(20)
-    other = Scenes(count=20).run(Painter(0.0), None, seed=6)
+    other = Scenes(count=20).run(Painter(0.0), TokenPlan(), None, seed=6)
     assert other.prompts == one.prompts and not torch.equal(one.media, other.media)
 
 
@@ -159,7 +160,7 @@ def test_invalid_parts_are_left_out_of_the_means():
 
             return Scores.of("half", torch.tensor([1.0 if i % 2 else torch.nan for i in range(len(images))]))
 
-    result = Scenes(count=6).run(Painter(1.0), Half(), seed=0)  # pyright: ignore[reportArgumentType]
+    result = Scenes(count=6).run(Painter(1.0), TokenPlan(), Half(), seed=0)  # pyright: ignore[reportArgumentType]
     assert result.metrics["reward_half"] == 1.0
     assert result.values["reward_half"].isnan().tolist() == [True, False] * 3
 
@@ -185,6 +186,6 @@ def test_a_real_llamagen_takes_the_suite(tmp_path):
     save_model(GPT(GPTConfig(dim=32, layers=1, heads=2, vocabulary=12, classes=30)), tmp_path)
     save_model(VQModel(VQConfig(32, (1, 1, 1, 1), 32, 12, 8)), tmp_path)
     policy = LlamaGen(str(tmp_path), str(tmp_path), vq="", pixels=64).load(CPU)
-    result = Scenes(prompts="classes", count=4, rows=3, guidance=1.5).run(policy, None, seed=0)
+    result = Scenes(prompts="classes", count=4, rows=3).run(policy, TokenPlan(guidance=1.5), None, seed=0)
     assert result.media.shape == (4, 3, 64, 64)
     assert result.metrics["verified"] == result.metrics["verified_class"] == 0.0

@@ -31,10 +31,10 @@ class KlInReward(Advantage):
 
     def __call__(self, scores: Scores, rollout: Rollout) -> Float[Tensor, " b"] | Float[Tensor, "b k"]:
         assert rollout.reference is not None, "reads_reference is set, so the engine scores the reference"
-        if rollout.anchor is None and rollout.plan.law != "sampled":
+        if rollout.anchor is None and not rollout.plan.one_law:
             raise ValueError(
-                f"advantage.kl_in_reward: the recorded log-probability is of the law drawn from and the reference is"
-                f" scored under law '{rollout.plan.law}'; set anchor: recomputed in the objective, or law: sampled"
+                "advantage.kl_in_reward: the recorded log-probability is of the law drawn from and the reference is"
+                " scored under another; set anchor: recomputed in the objective, or law: sampled"
             )
         logp = rollout.logp if rollout.anchor is None else rollout.anchor
         nats = torch.where(rollout.weight > 0, estimate(self.estimator, logp, rollout.reference) * rollout.weight, 0.0)

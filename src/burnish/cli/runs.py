@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class Model:
     def evaluate(self, suites: Mapping[str, Suite], seed: int, reward: bool) -> dict[str, Evaluation]:
         """Each suite in turn; with `reward`, what the recipe's reward says of the pictures too."""
         scorer = self.recipe.reward.load(device_of(self.recipe.device)) if reward else None
-        return dict(evaluate(suites, self.policy, scorer, seed))
+        return dict(evaluate(suites, self.policy, self.recipe.source.evaluation(), scorer, seed))
 
     def _prompts(self, prompts: Sequence[str | Prompt]) -> list[Prompt]:
         if isinstance(prompts, (str, Prompt)):
@@ -115,11 +115,10 @@ def _known_prompts(recipe: Recipe) -> dict[str, Prompt]:
 
 
 def _plan(recipe: Recipe, changes: Mapping[str, Any]) -> Any:
-    """The plan of the recipe's first step with changes, checked as `every_token` checks it."""
-    from burnish.plans.every_token import EveryToken
-
-    plan = encode(recipe.source.plan_at(1))
-    return decode(EveryToken, {**plan, "group": 1, **changes}, "plan").at(0)
+    """How the recipe draws what is only looked at, with changes. Raises ValueError for one it does not know."""
+    plan = recipe.source.evaluation()
+    known = {field.name: getattr(plan, field.name) for field in fields(plan) if field.name != "group"}
+    return decode(type(plan), {**encode(known), **changes}, "plan")
 
 
 def open_model(name: str, overrides: Sequence[str] = ()) -> Model:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from burnish.core import Evaluation, Policy, Scorer, Suite
 from burnish.formulas.statistics import Interval, lower_is_better, paired_difference
+from burnish.types import Plan
 
 NOTHING = Interval(float("nan"), float("nan"), float("nan"), 0)
 
@@ -48,11 +49,11 @@ class Comparison:
 
 
 def evaluate(
-    suites: Mapping[str, Suite], policy: Policy, reward: Scorer | None, seed: int
+    suites: Mapping[str, Suite], policy: Policy, plan: Plan, reward: Scorer | None, seed: int
 ) -> Iterator[tuple[str, Evaluation]]:
     """Every suite in turn, with the live weights. Raises ValueError if its metrics and values do not fit together."""
     for name, suite in suites.items():
-        found = suite.run(policy, reward, seed)
+        found = suite.run(policy, plan, reward, seed)
         for what, values in found.values.items():
             if values.shape != (len(found.prompts),):
                 shape, count = tuple(values.shape), len(found.prompts)

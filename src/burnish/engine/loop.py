@@ -126,7 +126,9 @@ class Run:
 
     def _evaluate(self, place: Place, step: int) -> dict[str, float]:
         metrics = {}
-        for name, found in evaluate(self._recipe.suites, place.policy, place.scorer, self._recipe.seed):
+        recipe = self._recipe
+        plan = recipe.source.evaluation()
+        for name, found in evaluate(recipe.suites, place.policy, plan, place.scorer, recipe.seed):
             self._reporter.evaluation(step, name, found)
             metrics |= {f"eval/{name}_{what}": value for what, value in found.metrics.items()}
         return metrics

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import get_args
+from dataclasses import asdict, dataclass, replace
 
 from burnish.core import Planner
 from burnish.types import Law, TokenPlan
@@ -22,18 +21,10 @@ class EveryToken(Planner):
     detach_null: bool = False  # stop the gradient through the unconditional branch
 
     def __post_init__(self) -> None:
-        if self.group < 1:
-            raise ValueError(f"group must be at least 1, got {self.group}")
-        if not self.guidance >= 0:
-            raise ValueError(f"guidance must be 0 or more, got {self.guidance} (1 is no guidance)")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature} (top_k: 1 draws greedily)")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (keeps all tokens) or more, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1 (keeps all tokens), got {self.top_p}")
-        if self.law not in get_args(Law):
-            raise ValueError(f"law must be one of {', '.join(get_args(Law))}, got {self.law!r}")
+        self.at(0)  # raises ValueError for a number out of range
 
     def at(self, step: int) -> TokenPlan:
         return TokenPlan(**asdict(self))
+
+    def evaluation(self) -> TokenPlan:
+        return replace(self.at(0), group=1)

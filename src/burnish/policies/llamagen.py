@@ -29,7 +29,7 @@ from burnish.models.llamagen.gpt import GPT, Cache, GPTConfig, Prefix, released_
 from burnish.models.llamagen.vq import RELEASED_VQ, VQModel, decode_in_chunks
 from burnish.models.places import fetch
 from burnish.models.weights import Copies
-from burnish.types import Law, Prompt, Rollout, TokenPlan, Tokens
+from burnish.types import Law, Plan, Prompt, Rollout, TokenPlan, Tokens
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ class LlamaGenPolicy(Policy):
     # --- drawing -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[Prompt], plan: TokenPlan, noise: Noise) -> Rollout:
+    def sample(self, prompts: Sequence[Prompt], plan: Plan, noise: Noise) -> Rollout:
+        assert isinstance(plan, TokenPlan), f"{type(plan).__name__} is no plan for tokens"
         rows, distinct = _distinct(prompts)
         with self._arithmetic():
             tokens = self._draw(distinct, rows.to(self.device), plan, noise)
@@ -160,6 +161,7 @@ class LlamaGenPolicy(Policy):
 
     def logp(self, rollout: Rollout) -> Float[Tensor, "b k"]:
         plan, ids = rollout.plan, rollout.decisions[0].ids
+        assert isinstance(plan, TokenPlan)
         rows, distinct = _distinct(rollout.prompts)
         rows = rows.to(self.device)
         with_null = plan.law != "conditional" and plan.guidance != 1.0

@@ -10,7 +10,7 @@ import torch
 from burnish.core import Footprint, Sized
 from burnish.recipe.check import samples
 from burnish.recipe.recipe import Recipe
-from burnish.types import TokenPlan
+from burnish.types import Plan, TokenPlan
 
 FLOAT = 4  # bytes of a float32
 KEPT_A_LAYER = (
@@ -78,12 +78,12 @@ def _copies(recipe: Recipe) -> set[str]:
     return extra | set(recipe.objective.needs().copies)
 
 
-def _drawn_branches(plan: TokenPlan) -> int:
+def _drawn_branches(plan: Plan) -> int:
     return 1 if plan.guidance == 1 else 2
 
 
-def _trained_branches(plan: TokenPlan) -> int:
-    return 1 if plan.law == "conditional" else _drawn_branches(plan)
+def _trained_branches(plan: Plan) -> int:
+    return 1 if isinstance(plan, TokenPlan) and plan.law == "conditional" else _drawn_branches(plan)
 
 
 def _rows_at_once(recipe: Recipe) -> int:

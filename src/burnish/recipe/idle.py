@@ -15,7 +15,7 @@ from torch import Tensor
 from burnish.formulas.noise import generator
 from burnish.recipe.encode import encode
 from burnish.recipe.recipe import Recipe
-from burnish.types import Prompt, Rollout, Scores, TokenPlan, Tokens
+from burnish.types import Plan, Prompt, Rollout, Scores, TokenPlan, Tokens
 
 
 @dataclass(frozen=True)
@@ -38,34 +38,20 @@ def _settings(component: Any) -> tuple[str, Mapping[str, Any]]:
     return (data, {}) if isinstance(data, str) else next(iter(data.items()))
 
 
-def _ratios(recipe: Recipe, plan: TokenPlan) -> Iterator[str]:
+def _ratios(recipe: Recipe, plan: Plan) -> Iterator[str]:
     """With one update a rollout every ratio is 1, unless the law drawn from is not the law trained."""
     name, settings = _settings(recipe.objective)
     clips = [f for f in ("clip", "clip_high", "dual_clip", "cap") if settings.get(f) is not None]
     updates = recipe.optim.epochs * recipe.optim.minibatches
     needs = recipe.objective.needs()
-    on_law = needs.anchor == "recomputed" or one_law(plan)
+    on_law = needs.anchor == "recomputed" or plan.one_law
     if clips and updates == 1 and on_law and needs.draw_from == "live":
         yield (
             f"objective.{name}: {', '.join(clips)} cannot act: with one update a rollout (optim.epochs x "
             "optim.minibatches = 1) every ratio is 1"
         )
-    if needs.anchor == "recomputed" and one_law(plan) and updates > 1:
+    if needs.anchor == "recomputed" and plan.one_law and updates > 1:
         yield f"objective.{name}.anchor: 'recomputed' gives what was recorded: the law trained is the law drawn from"
-
-
-def one_law(plan: TokenPlan) -> bool:
-    """Whether the law that is trained is the law drawn from."""
-    filtered = plan.top_k > 0 or plan.top_p < 1
-    match plan.law:
-        case "sampled":
-            return True
-        case "tempered":
-            return not filtered
-        case "guided":
-            return not filtered and plan.temperature == 1
-        case "conditional":
-            return not filtered and plan.temperature == 1 and plan.guidance == 1
 
 
 def _distance(recipe: Recipe) -> Iterator[str]:
@@ -82,19 +68,21 @@ def _distance(recipe: Recipe) -> Iterator[str]:
         yield f"objective.{name}.length: cannot act: only aggregation 'constant' divides by it"
 
 
-def _law(plan: TokenPlan) -> Iterator[str]:
+def _law(plan: Plan) -> Iterator[str]:
+    if not isinstance(plan, TokenPlan):
+        return
     where = "plan"
     if plan.guidance == 1 and plan.detach_null:
         yield f"{where}.detach_null: cannot act: with guidance 1 there is no unconditional branch"
     if plan.law == "conditional" and plan.detach_null:
         yield f"{where}.detach_null: cannot act: law 'conditional' does not train through the unconditional branch"
-    if plan.law != "sampled" and one_law(plan):
+    if plan.law != "sampled" and plan.one_law:
         yield f"{where}.law: {plan.law!r} is the same as 'sampled' with this guidance, temperature and filter"
     if plan.top_k == 1:
         yield f"{where}.top_k: 1 draws one and the same sample for a whole group; there is nothing to compare"
 
 
-def _group_of_one(recipe: Recipe, plan: TokenPlan) -> Iterator[str]:
+def _group_of_one(recipe: Recipe, plan: Plan) -> Iterator[str]:
     """An advantage that compares within a group gives 0, or nothing at all, where the group is one sample."""
     if plan.group > 1:
         return
@@ -107,7 +95,7 @@ def _group_of_one(recipe: Recipe, plan: TokenPlan) -> Iterator[str]:
         )
 
 
-def _reward_scale(recipe: Recipe, plan: TokenPlan) -> Iterator[str]:
+def _reward_scale(recipe: Recipe, plan: Plan) -> Iterator[str]:
     """Under an advantage divided by a standard deviation, the scale of a reward is divided out."""
     name, settings = _settings(recipe.reward)
     scales = [f"{key}: {value}" for key, value in settings.items() if key == "scale" and value != 1]
@@ -127,7 +115,7 @@ def _reward_scale(recipe: Recipe, plan: TokenPlan) -> Iterator[str]:
         )
 
 
-def _tried(recipe: Recipe, plan: TokenPlan, scale: float) -> Tensor | None:
+def _tried(recipe: Recipe, plan: Plan, scale: float) -> Tensor | None:
     """The advantage of made-up scores times `scale`; None where it asks for more than can be made up."""
     b, k = 4 * plan.group, 2
     values = torch.from_numpy(generator("scores").normal(size=b)).float() * scale

@@ -10,7 +10,7 @@ import torch
 from burnish.core import Planner, Policy, Source
 from burnish.formulas.noise import Noise, generator
 from burnish.prompts import read_prompts
-from burnish.types import Prompt, Rollout, TokenPlan, concatenate
+from burnish.types import Plan, Prompt, Rollout, concatenate
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,11 @@ class OnPolicy(Source):
         order = generator("prompts", seed, epoch).permutation(len(prompts))
         return [prompts[i] for i in order[place * self.per_step : (place + 1) * self.per_step]]
 
-    def plan_at(self, step: int) -> TokenPlan:
+    def plan_at(self, step: int) -> Plan:
         return self.plan.at(step)
+
+    def evaluation(self) -> Plan:
+        return self.plan.evaluation()
 
     def draw(self, policy: Policy, step: int, seed: int, attempt: int = 0) -> Rollout:
         plan = self.plan_at(step)

@@ -24,7 +24,7 @@ from burnish.formulas.frechet import coverage, frechet_distance, inception_score
 from burnish.models.clip_towers import ClipTowers, load_towers
 from burnish.models.pixels import Pixels, in_chunks, read_pixels
 from burnish.prompts import named_function, read_prompts
-from burnish.types import Prompt, TokenPlan
+from burnish.types import Plan, Prompt
 
 WHERE = "suites.distribution"
 REFERENCE_SEED = 0  # the reference is the same whatever the run's seed
@@ -41,10 +41,6 @@ class Distribution(Suite):
     count: int = 512  # pictures drawn, the prompts taking turns; a function makes as many reference pictures
     neighbours: int = 3  # k of precision and recall: each picture's ball reaches its k-th nearest neighbour
     template: str = "a photo of {text}"  # text of a class for the class probabilities; {text} stands for the prompt
-    guidance: float = 1.0  # as in the plan of the run, and so are the next three
-    temperature: float = 1.0  # logits are divided by it before filtering
-    top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
-    top_p: float = 1.0  # keep the smallest set of tokens whose mass reaches p; 1 keeps all
     rows: int = 64  # pictures drawn, or encoded, at once. Changes memory, not the result
 
     def __post_init__(self) -> None:
@@ -59,16 +55,13 @@ class Distribution(Suite):
         if "{text}" not in self.template:
             raise ValueError(f"{WHERE}.template: {self.template!r} lacks {{text}}, the place of the prompt")
 
-    def run(self, policy: Policy, reward: Scorer | None, seed: int) -> Evaluation:
+    def run(self, policy: Policy, plan: Plan, reward: Scorer | None, seed: int) -> Evaluation:
         """Metrics: `fid`, `precision`, `recall`, and with two texts or more `inception_score` and `classified`.
 
         Class probabilities are CLIP's, zero-shot, over the texts of the prompts; `classified` is the share of pictures
         whose likeliest text is their own. Values: `precision` and `classified`, 0 or 1 for each picture.
         """
         asked = self.questions()
-        plan = TokenPlan(
-            guidance=self.guidance, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, group=1
-        )
         media = draw_all(policy, asked, plan, seed, self.rows)
         towers, pixels = _towers(self.features, self.rows)
         drawn, real = _features(towers, pixels(media), self.rows), _reference(self)

@@ -18,7 +18,7 @@ from burnish.draws import draw_all
 from burnish.formulas.sentinel import pairwise_distance
 from burnish.models.clip_towers import ClipTowers, load_towers
 from burnish.prompts import read_prompts
-from burnish.types import TokenPlan
+from burnish.types import Plan
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,6 @@ class Diversity(Suite):
     count: int = 32  # distinct prompts, the first of them; fewer if there are fewer
     per_prompt: int = 8  # samples of each, at least 2
     features: str = ""  # hub id or local folder of a transformers CLIP; empty: pixels only
-    guidance: float = 1.0  # as in the plan of the run, and so are the next three
-    temperature: float = 1.0  # logits are divided by it before filtering
-    top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
-    top_p: float = 1.0  # keep the smallest set of tokens whose mass reaches p; 1 keeps all
     rows: int = 64  # pictures drawn, or encoded, at once. Changes memory, not the result
 
     def __post_init__(self) -> None:
@@ -44,19 +40,12 @@ class Diversity(Suite):
             if value < least:
                 raise ValueError(f"suites.diversity.{name}: expected {least} or more, got {value}")
 
-    def run(self, policy: Policy, reward: Scorer | None, seed: int) -> Evaluation:
+    def run(self, policy: Policy, plan: Plan, reward: Scorer | None, seed: int) -> Evaluation:
         """Metrics `pixels`, root-mean-square distance in [0, 1], and with `features` `clip`, 1 - cosine in [0, 2].
 
         Values: for each sample, its mean distance to the other samples of its prompt.
         """
         asked = tuple(p for p in read_prompts(self.prompts)[: self.count] for _ in range(self.per_prompt))
-        plan = TokenPlan(
-            group=self.per_prompt,
-            guidance=self.guidance,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-        )
         media = draw_all(policy, asked, plan, seed, self.rows)
         values = {"pixels": self._within(media.flatten(1))}
         if self.features:

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.core import Evaluation, Policy, Scorer, Suite
-from burnish.formulas.noise import Noise
-from burnish.types import Prompt, TokenPlan
+from burnish.draws import draw_all
+from burnish.types import Plan, Prompt
 from burnish.worlds.scenes.classes import class_prompts
 from burnish.worlds.scenes.grammar import balanced, heldout, train
 from burnish.worlds.scenes.verify import verify
@@ -29,11 +29,7 @@ class Scenes(Suite):
     )
     count: int = 120  # prompts: the categories (or classes) taking turns, over again where a category has too few
     per_prompt: int = 1  # samples of each; from 2 on, how different they are is reported too
-    guidance: float = 1.0  # as in the plan of the run, and so are the next three
-    temperature: float = 1.0  # logits are divided by it before filtering
-    top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
-    top_p: float = 1.0  # keep the smallest set of tokens whose mass reaches p; 1 keeps all
-    rows: int = 64  # samples drawn at once. Changes memory, not the samples
+    rows: int = 64  # pictures drawn, and scored, at once. Changes memory, not the result
 
     def __post_init__(self) -> None:
         for name, value in (("count", self.count), ("per_prompt", self.per_prompt), ("rows", self.rows)):
@@ -42,31 +38,19 @@ class Scenes(Suite):
         if self.prompts not in ("heldout", "train", "classes"):
             raise ValueError(f"suites.scenes.prompts: expected heldout, train or classes, got {self.prompts!r}")
 
-    def run(self, policy: Policy, reward: Scorer | None, seed: int) -> Evaluation:
+    def run(self, policy: Policy, plan: Plan, reward: Scorer | None, seed: int) -> Evaluation:
         """Metrics: `verified`, `verified_<category>`, `requirements` (share met), `diversity`, `reward` and
         `reward_<part>` (means over valid scores). Values: the same but for `diversity`, one a sample."""
         asked = tuple(p for p in self.questions() for _ in range(self.per_prompt))
-        plan = TokenPlan(
-            group=self.per_prompt,
-            guidance=self.guidance,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-        )
-        media, values = [], []
-        for start in range(0, len(asked), self.rows):
-            ids = tuple(range(start, min(start + self.rows, len(asked))))
-            some = asked[ids[0] : ids[-1] + 1]
-            rollout = policy.sample(some, plan, Noise(seed, 0, ids, "evaluate"))
-            media.append(rollout.media.detach().float().cpu())
-            values.append(_values(rollout.media, some, reward))
-        joined = {name: torch.cat([v[name] for v in values]) for name in values[0]}
-        pictures = torch.cat(media)
-        joined |= _by_category(joined["verified"], asked)
-        metrics = {name: _mean(value) for name, value in joined.items()}
+        pictures = draw_all(policy, asked, plan, seed, self.rows)
+        cuts = [slice(start, start + self.rows) for start in range(0, len(asked), self.rows)]
+        parts = [_values(pictures[cut], asked[cut], reward) for cut in cuts]
+        values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        values |= _by_category(values["verified"], asked)
+        metrics = {name: _mean(value) for name, value in values.items()}
         if self.per_prompt > 1:
             metrics["diversity"] = _diversity(pictures, self.per_prompt)
-        return Evaluation(metrics, joined, asked, pictures)
+        return Evaluation(metrics, values, asked, pictures)
 
     def questions(self) -> tuple[Prompt, ...]:
         """The prompts, each once for every time that it is asked in its own right."""
