@@ -6,6 +6,7 @@ loaded from theirs (`load`), because a model is heavy and its settings are not.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -39,6 +40,7 @@ class Needs:
     )
     reward_gradient: bool = False  # the reward is differentiated
     whole_groups: bool = False  # a micro-batch must not split a group
+    reference_logp: bool = False  # rollout.reference is wanted: log-probabilities under the copy of that name
 
 
 class Policy(ABC):
@@ -114,6 +116,110 @@ class Sized(Protocol):
     """A policy spec may say what it costs; `burnish check` then estimates memory and time."""
 
     def footprint(self) -> Footprint: ...
+
+
+class Transition(ABC):
+    """How one step of a denoiser moves at random: a Gaussian, which both draws and scores.
+
+    Everything is a rectified flow, x_t = (1 - t) x_0 + t noise with the velocity noise - x_0; the policy has translated
+    whatever its network predicts. Times may differ from row to row.
+    """
+
+    @abstractmethod
+    def move(
+        self, x: Float[Tensor, "n *d"], velocity: Float[Tensor, "n *d"], t: Float[Tensor, " n"], s: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n *d"], Float[Tensor, " n"]]:
+        """Mean and standard deviation of the state at s < t, given the one at t."""
+
+    @abstractmethod
+    def logp(
+        self, after: Float[Tensor, "n *d"], mean: Float[Tensor, "n *d"], std: Float[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Log-probability of a state under that Gaussian, nats a dimension."""
+
+
+Solver = Literal["euler", "dpm2"]
+
+
+@dataclass(frozen=True)
+class LatentPlan(Plan):
+    """How a rollout of latents is drawn.
+
+    Samples of a group may share a beginning: one starting noise (`shared_start`), a tree that divides at some steps
+    (`forks`), or a deterministic path from which `group / len(branches)` samples branch off at each step of `branches`.
+    What is shared is computed once.
+    """
+
+    steps: int = 10  # network evaluations from noise to picture
+    stochastic: tuple[int, ...] = ()  # steps drawn at random, counted from 0, the noisiest; the others follow the ODE
+    trained: tuple[int, ...] | None = None  # of these, the ones to learn from; None: all
+    transition: Transition | None = None  # of the steps drawn at random
+    solver: Solver = "euler"  # of the others: first order, or DPM-Solver++ of second order over two steps
+    shared_start: bool = False  # samples of a group start from one noise
+    forks: tuple[tuple[int, int], ...] = ()  # (step, children): before that step every branch of a group divides
+    branches: tuple[int, ...] = ()  # steps drawn at random by samples of their own; excludes forks and stochastic
+    stored: Literal["fp32", "bf16"] = "fp32"  # states are rounded to this before anything is computed from them
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        drawn = (*self.stochastic, *self.branches, *(self.trained or ()), *(step for step, _ in self.forks))
+        if self.steps < 1 or any(not 0 <= step < self.steps for step in drawn):
+            raise ValueError(f"steps are counted from 0 to {self.steps - 1}, got {sorted(set(drawn))}")
+        if (self.stochastic or self.branches) and self.transition is None:
+            raise ValueError("steps drawn at random need a transition")
+        if self.trained is not None and not set(self.trained) <= set(self.stochastic):
+            raise ValueError(
+                f"trained steps {self.trained} are not all drawn at random (stochastic: {self.stochastic})"
+            )
+        if self.branches and (self.forks or self.stochastic):
+            raise ValueError("branches leave a deterministic path: no forks and no other stochastic steps beside them")
+        if self.branches and self.group % len(self.branches):
+            raise ValueError(f"group: {self.group} samples cannot leave {len(self.branches)} branches in equal numbers")
+        leaves = math.prod(children for _, children in self.forks)
+        if self.forks and self.group % leaves:
+            raise ValueError(f"group: {self.group} is not a multiple of the {leaves} leaves of a tree")
+
+    @property
+    def compared(self) -> int:
+        return self.group // max(1, len(self.branches))
+
+    @property
+    def together(self) -> int:
+        return self.group if self.forks or self.branches or self.shared_start else 1
+
+
+class Denoiser(Policy):
+    """A policy that turns noise into pictures step by step, along a velocity field."""
+
+    plans: ClassVar[type[Plan]] = LatentPlan
+
+    @abstractmethod
+    def velocity(
+        self, x: Float[Tensor, "n *d"], t: Float[Tensor, " n"], prompts: Sequence[Prompt], guidance: float = 1.0
+    ) -> Float[Tensor, "n *d"]:
+        """noise - clean picture, as expected at x and t; guided by u + w (c - u)."""
+
+    @abstractmethod
+    def score(self, rollout: Rollout) -> Steps:
+        """What the weights in use now make of the recorded steps."""
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n c h w"]:
+        """Pictures in [0, 1], with their gradient."""
+
+    @abstractmethod
+    def times(self, steps: int) -> Float[Tensor, " steps+1"]:
+        """Where steps begin and end, falling to 0. Float64."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Recorded steps under some weights."""
+
+    logp: Float[Tensor, "b k"]  # nats a dimension
+    mean: Float[Tensor, "b k *d"]
+    std: Float[Tensor, "b k"]
+    velocity: Float[Tensor, "b k *d"]  # guided
 
 
 class Planner(ABC):

@@ -45,6 +45,16 @@ class Plan:
         """Whether the law that is trained is the law drawn from."""
         return True
 
+    @property
+    def compared(self) -> int:
+        """Samples that are compared with one another: all of a prompt's, or those that share a beginning."""
+        return self.group
+
+    @property
+    def together(self) -> int:
+        """Samples that must be drawn at once, because they share a part of their way."""
+        return 1
+
 
 @dataclass(frozen=True)
 class TokenPlan(Plan):
@@ -93,19 +103,39 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Latents:
+    """Continuous decisions: the steps of a denoiser that are trained. Each is whole, so that any of them may be kept.
+
+    `*d` is the shape of a latent. Times run from 1, noise, to 0, a picture.
+    """
+
+    before: Float[Tensor, "b k *d"]
+    after: Float[Tensor, "b k *d"]  # as stored: rounded, where the plan says so, before its log-probability was taken
+    time: Float[Tensor, "b k 2"]  # of `before` and of `after`
+    logp: Float[Tensor, "b k"]  # nats a dimension (the mean over *d, as DDPO and all after it have it)
+    mean: Float[Tensor, "b k *d"]  # of the Gaussian that `after` was drawn from
+    std: Float[Tensor, "b k"]  # of it
+    weight: Float[Tensor, "b k"]  # 1 on decisions that are trained
+    entropy: Float[Tensor, "b k"]  # nats a dimension
+    step: Int[Tensor, "b k"]  # number of the step, from 0, the noisiest
+    origin: Int[Tensor, "b k"]  # equal numbers have one and the same `before`: one network evaluation serves them all
+    node: Int[Tensor, "b k"]  # equal numbers have one and the same `after`: leaves below one branch of a tree
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Drawn samples, and everything needed to recompute how likely they were."""
 
     prompts: tuple[Prompt, ...]
     group: Int[Tensor, " b"]  # samples with an equal number answer one prompt and are compared with one another
-    decisions: tuple[Tokens, ...]  # one image is one entry; a thought and then an image are two
+    decisions: tuple[Tokens | Latents, ...]  # one image is one entry; a thought and then an image are two
     media: Float[Tensor, "b c h w"]  # in [0, 1]
     plan: Plan
     ids: tuple[int, ...]  # keys of the noise, unique within the step
     anchor: Float[Tensor, "b k"] | None = None  # log-probability that ratios are taken against; None: the recorded one
-    reference: Float[Tensor, "b k"] | None = (
-        None  # log-probability under the reference weights, where something needs it
-    )
+    reference: Float[Tensor, "b k"] | None = None  # log-probability under the reference weights, where it is needed
+    final: Float[Tensor, "b *d"] | None = None  # clean latents, of policies that have them
+    evaluations: Float[Tensor, " b"] | None = None  # of the network; one that several samples share is divided by them
 
     @property
     def logp(self) -> Float[Tensor, "b k"]:
@@ -182,7 +212,7 @@ def _rows(value: Any, index: Tensor) -> Any:
         return tuple(value[i] for i in index.tolist())
     if isinstance(value, Mapping):
         return {name: _rows(v, index) for name, v in value.items()}
-    if isinstance(value, (Rollout, Tokens, Scores, Batch)):
+    if isinstance(value, (Rollout, Tokens, Latents, Scores, Batch)):
         return replace(value, **{f.name: _rows(getattr(value, f.name), index) for f in fields(value)})
     return value
 
@@ -204,7 +234,7 @@ def _joined(values: list[Any]) -> Any:
         return tuple(item for value in values for item in value)
     if isinstance(first, Mapping):
         return {name: _joined([v[name] for v in values]) for name in first}
-    if isinstance(first, (Rollout, Tokens, Scores, Batch)):
+    if isinstance(first, (Rollout, Tokens, Latents, Scores, Batch)):
         return replace(first, **{f.name: _joined([getattr(v, f.name) for v in values]) for f in fields(first)})
     if any(value != first for value in values):
         raise ValueError(f"cannot join records drawn differently: {first} and {next(v for v in values if v != first)}")

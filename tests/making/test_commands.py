@@ -6,14 +6,12 @@ import torch
 
 from burnish.formulas.noise import Noise, generator
 from burnish.making.command import main
-from burnish.making.encoder import ANSWERS, said
 from burnish.making.gpt import Settings, careless, mistaken
 from burnish.making.looks import spoiled
 from burnish.policies.llamagen import LlamaGen
 from burnish.rewards.clip_score import ClipScore
 from burnish.rewards.image_classifier import ImageClassifier
 from burnish.types import TokenPlan
-from burnish.worlds.scenes import grammar
 from burnish.worlds.scenes.classes import class_prompts
 from burnish.worlds.scenes.grammar import everything, heldout
 from burnish.worlds.scenes.render import captions, draw_scene
@@ -26,9 +24,8 @@ CPU = torch.device("cpu")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("world")
     main(["tokenizer", "--seconds", "3", "--out", str(out / "tokenizer")])
-    main(["encoder", "--seconds", "1", "--out", str(out / "encoder")])
     shared = ["--tokenizer", str(out / "tokenizer"), "--seconds", "1", "--scenes", "64"]
-    main(["text", *shared, "--encoder", str(out / "encoder"), "--out", str(out / "text")])
+    main(["text", *shared, "--out", str(out / "text")])
     main(["classes", *shared, "--mistakes", "0.5", "--out", str(out / "classes")])
     return out
 
@@ -55,11 +52,6 @@ def test_training_goes_on_from_where_it_was(made):
     assert (made / "more" / "gpt.safetensors").exists()
 
 
-def test_a_text_model_needs_an_encoder():
-    with pytest.raises(SystemExit):
-        main(["text", "--tokenizer", "t", "--out", "o"])
-
-
 def test_no_caption_is_true_of_its_mistake():
     draws = generator("mistakes")
     for prompt in [*everything(), *class_prompts()]:
@@ -73,13 +65,6 @@ def test_the_share_of_careless_captions():
     wrong = sum(not satisfies(scene.objects, prompt.facts) for prompt, scene in kept)
     assert [p for p, _ in kept] == [p for p, _ in pairs] and wrong == pytest.approx(500, abs=60)
     assert careless(pairs, Settings(mistakes=0.0)) == pairs
-
-
-def test_what_a_sentence_says():
-    facts = [known[i] for known, i in zip(ANSWERS, said(grammar.prompt("a red circle and a blue star")), strict=True)]
-    assert facts == ["circle", "red", 1, "star", "blue", None]
-    facts = [known[i] for known, i in zip(ANSWERS, said(grammar.prompt("three crosses")), strict=True)]
-    assert facts == ["cross", None, 3, None, None, None]
 
 
 @pytest.mark.slow

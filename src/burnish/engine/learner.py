@@ -37,14 +37,14 @@ class Learner:
     def annotate(self, rollout: Rollout, reads_reference: bool) -> Rollout:
         """The rollout with the log-probabilities that its objective or advantage needs besides the recorded ones.
 
-        `reference` is filled where a copy of that name is kept. `anchor` is filled for needs.anchor "recomputed", if
-        the weights will have moved before the last of several updates, or if the advantage reads it; otherwise an
-        objective takes its own log-probability without gradient, which is equal and costs nothing.
+        `reference` is filled where objective or advantage asks for it; `anchor` for needs.anchor "recomputed", if the
+        weights will have moved before the last of several updates, or if the advantage reads it. Otherwise an objective
+        takes its own log-probability without gradient, which is equal and costs nothing.
         """
         recomputed = self._needs.anchor == "recomputed" and (self.updates_per_step > 1 or reads_reference)
         if recomputed:
             rollout = replace(rollout, anchor=self._logp(rollout))
-        if reads_reference or "reference" in self._needs.copies:
+        if reads_reference or self._needs.reference_logp:
             with self._policy.using("reference"):
                 rollout = replace(rollout, reference=self._logp(rollout))
         return rollout

@@ -1,11 +1,11 @@
 """`burnish world WHAT ...`: the commands that made the checkpoints of the embedded world.
 
-tokenizer  encoder  text  classes  clip  realism  quality      train one of them (each with --help)
+tokenizer  text  classes  clip  realism  quality      train one of them (each with --help)
 """
 
 from __future__ import annotations
 
-COMMANDS = ("tokenizer", "encoder", "text", "classes", "clip", "realism", "quality")
+COMMANDS = ("tokenizer", "text", "classes", "clip", "realism", "quality")
 
 
 def main(argv: list[str]) -> None:
@@ -20,10 +20,6 @@ def main(argv: list[str]) -> None:
         from burnish.making.tokenizer import main as tokenizer
 
         tokenizer(rest)
-    elif what == "encoder":
-        from burnish.making.encoder import main as encoder
-
-        encoder(rest)
     elif what == "clip":
         from burnish.making.clip import main as clip
 

@@ -1,10 +1,10 @@
 """Train the scenes' base models: LlamaGens over the scenes' tokenizer, on rendered scenes and their captions.
 
-    burnish world text    --tokenizer FOLDER --encoder FOLDER --seconds 900 --seed 0 --out TAUGHT
+    burnish world text    --tokenizer FOLDER --seconds 900 --seed 0 --out TAUGHT
     burnish world text    --tokenizer FOLDER --seconds 120 --seed 1 --start TAUGHT --mistakes 0.4 --out FOLDER
 
 Cross-entropy of the tokens, the prompt left out for one in ten (LlamaGen's recipe for guidance). The text model's T5
-encoder (making/encoder.py) is trained with it and frozen from then on. Base models see all combinations: which of them
+encoder is trained with it and frozen from then on. Base models see all combinations: which of them
 are held out concerns reinforcement learning, which must not have trained on what it is asked afterwards.
 
 A base model of the world is finished on captions with mistakes: one thing too many, the first thing twice, left for
@@ -31,14 +31,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from burnish.formulas.noise import generator
-from burnish.making.encoder import SLOTS, WIDTH
 from burnish.models.llamagen.files import load_gpt, load_vq, save_model
 from burnish.models.llamagen.gpt import GPT, GPTConfig, Prefix
 from burnish.types import Prompt
 from burnish.worlds.scenes.classes import class_prompts
-from burnish.worlds.scenes.grammar import NUMBERS
+from burnish.worlds.scenes.grammar import NUMBERS, vocabulary
 from burnish.worlds.scenes.render import Scene, captions, draw_scene, render
+from burnish.worlds.scenes.words import word_tokenizer
 
+SLOTS = 12  # longest prompt and its end, in words
+TEXT_WIDTH = 96
 SHAPE = {"dim": 192, "layers": 6, "heads": 6}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 TAKEN_FOR = {"red": "purple", "purple": "red", "green": "blue", "blue": "green", "yellow": "black", "black": "yellow"}
@@ -57,7 +59,6 @@ class Settings:
     dropout: float = 0.1  # share of images whose prompt is left out
     mistakes: float = 0.0  # share of captions whose picture shows something else
     start: Path | None = None  # folder of an earlier training to go on from
-    encoder: Path | None = None  # folder of the text encoder; that of the earlier training unless given
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,22 @@ class Corpus:
 
 def train_text(settings: Settings, tokenizer: Path, out: Path) -> None:
     """Train and write the text-conditional model, with its encoder beside it in `out/encoder`."""
-    from transformers import AutoTokenizer, T5EncoderModel
+    from transformers import T5Config, T5EncoderModel
 
     pairs = captions(settings.scenes, generator(settings.seed, "text"))
     corpus = tokenised(careless(pairs, settings), tokenizer)
     torch.manual_seed(settings.seed)
-    home = settings.encoder or Path(settings.start or ".") / "encoder"
-    words = AutoTokenizer.from_pretrained(home)
-    encoder = T5EncoderModel.from_pretrained(home, dtype=torch.float32).train()
-    shape = GPTConfig(**SHAPE, vocabulary=_codes(tokenizer), caption_dim=WIDTH, caption_length=SLOTS)
-    gpt = load_gpt(settings.start, None) if settings.start else GPT(shape)
+    words = word_tokenizer(vocabulary(), SLOTS)
+    tower = {"d_model": TEXT_WIDTH, "d_kv": 24, "d_ff": 256, "num_layers": 3, "num_heads": 4, "dropout_rate": 0.0}
+    shape = T5Config(vocab_size=len(words), **tower)
+    encoder = T5EncoderModel(shape)
+    if settings.start:
+        encoder = T5EncoderModel.from_pretrained(settings.start / "encoder", dtype=torch.float32).train()
+    gpt = (
+        load_gpt(settings.start, None)
+        if settings.start
+        else GPT(GPTConfig(**SHAPE, vocabulary=_codes(tokenizer), caption_dim=TEXT_WIDTH, caption_length=SLOTS))
+    )
     texts = list(dict.fromkeys(p.text for p in corpus.prompts))
     row = {text: i for i, text in enumerate(texts)}
     which = torch.tensor([row[p.text] for p in corpus.prompts])
@@ -208,12 +215,9 @@ def main(kind: str, argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="folder of an earlier training to go on from")
-    parser.add_argument("--encoder", type=Path, help="folder of the text encoder; unless given, that of --start")
     parser.add_argument("--mistakes", type=float, default=Settings.mistakes, help="share of careless captions")
     parser.add_argument("--lr", type=float, default=Settings.lr)
     known = parser.parse_args(argv)
     train = train_text if kind == "text" else train_classes
     fields = {name: value for name, value in vars(known).items() if name not in ("tokenizer", "out")}
-    if kind == "text" and not (known.start or known.encoder):
-        parser.error("text needs --encoder, a folder from `burnish world encoder`, or --start")
     train(Settings(**fields), known.tokenizer, known.out)

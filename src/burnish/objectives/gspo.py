@@ -50,7 +50,8 @@ class GSPO(Objective[Policy]):
             )
 
     def needs(self) -> Needs:
-        return Needs(copies={"reference": Copy()} if self.kl > 0 else {}, anchor=self.anchor)
+        near = self.kl > 0
+        return Needs(copies={"reference": Copy()} if near else {}, reference_logp=near, anchor=self.anchor)
 
     def loss(self, batch: Batch, policy: Policy, reward: Scorer) -> Loss:
         rollout, weight, keep = batch.rollout, batch.rollout.weight, batch.keep

@@ -32,7 +32,8 @@ class Reinforce(Objective[Policy]):
     kl_estimator: Estimator = "k3"  # k2: the gradient of KL(policy || reference); k3: of the reverse; k1: none
 
     def needs(self) -> Needs:
-        return Needs(copies={"reference": Copy()} if self.kl > 0 else {})
+        near = self.kl > 0
+        return Needs(copies={"reference": Copy()} if near else {}, reference_logp=near)
 
     def loss(self, batch: Batch, policy: Policy, reward: Scorer) -> Loss:
         rollout, weight, keep = batch.rollout, batch.rollout.weight, batch.keep

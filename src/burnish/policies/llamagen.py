@@ -160,8 +160,9 @@ class LlamaGenPolicy(Policy):
     # --- scoring -----------------------------------------------------------------------------------------------------
 
     def logp(self, rollout: Rollout) -> Float[Tensor, "b k"]:
-        plan, ids = rollout.plan, rollout.decisions[0].ids
-        assert isinstance(plan, TokenPlan)
+        plan, tokens = rollout.plan, rollout.decisions[0]
+        assert isinstance(plan, TokenPlan) and isinstance(tokens, Tokens)
+        ids = tokens.ids
         rows, distinct = _distinct(rollout.prompts)
         rows = rows.to(self.device)
         with_null = plan.law != "conditional" and plan.guidance != 1.0

@@ -32,6 +32,7 @@ KINDS = (
     Kind("policy", "PolicySpec", "policies"),
     Kind("source", "Source", "sources"),
     Kind("plan", "Planner", "plans"),
+    Kind("transition", "Transition", "transitions"),
     Kind("reward", "Reward", "rewards"),
     Kind("advantage", "Advantage", "advantages"),
     Kind("objective", "Objective", "objectives"),

@@ -51,9 +51,9 @@ class OnPolicy(Source):
         prompts = [prompt for prompt in self.prompts_at(step, seed) for _ in range(plan.group)]
         b = len(prompts)
         ids = tuple(range(attempt * b, (attempt + 1) * b))
-        rows = self.rows or b
+        rows = max(self.rows // plan.together, 1) * plan.together if self.rows else b
         chunks = [slice(start, min(start + rows, b)) for start in range(0, b, rows)]
         drawn = concatenate([policy.sample(prompts[c], plan, Noise(seed, step, ids[c])) for c in chunks])
-        # a policy numbers the prompts of one chunk; a group that two chunks share is still one group
-        group = torch.arange(self.per_step).repeat_interleave(plan.group).to(drawn.group)
+        # a policy numbers the groups of one chunk; a group that two chunks share is still one group
+        group = torch.arange(b).div(plan.compared, rounding_mode="floor").to(drawn.group)
         return replace(drawn, group=group)

@@ -1,0 +1,64 @@
+"""Which samples of a draw share a part of their way, so that it is computed once.
+
+States are numbered from 0, the starting noise, to `steps`, the picture. For sample i at state j stands one of the samples
+with the very same state: `leader[i, j]`. Independent samples stand for themselves everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+def tree(
+    group: int, steps: int, stochastic: Sequence[int], forks: Sequence[tuple[int, int]], shared_start: bool
+) -> tuple[Int[Tensor, "g s"], Bool[Tensor, "g t"]]:
+    """(leader, drawn) of one group, s = steps + 1 and t = steps. `drawn[i, j]`: step j of sample i is drawn at random.
+
+    With a shared start, samples part at the first step that is drawn at random and does not fork. With forks a group
+    holds `group / leaves` trees; a branch parts into its children in the step that it forks at.
+    """
+    leaves = math.prod(children for _, children in forks)
+    drawn = torch.zeros(group, steps, dtype=torch.bool)
+    drawn[:, list(stochastic)] = True
+    if not forks:
+        parted = min(stochastic, default=steps) if shared_start else -1
+        samples = torch.arange(group).unsqueeze(1).expand(group, steps + 1)
+        return torch.where(torch.arange(steps + 1) > parted, samples, 0 if shared_start else samples), drawn
+    children = dict(forks)
+    leader = torch.empty(group, steps + 1, dtype=torch.long)
+    below = leaves  # samples that share a state
+    for state in range(steps + 1):
+        leader[:, state] = torch.arange(group) // below * below
+        if state in children:
+            below //= children[state]
+    if shared_start:
+        parted = min(children)
+        leader[:, : parted + 1] = 0
+    return leader, drawn
+
+
+def star(group: int, steps: int, branches: Sequence[int]) -> tuple[Int[Tensor, "g s"], Bool[Tensor, "g t"]]:
+    """(leader, drawn) of one group whose samples leave one deterministic path, equally many at each step of `branches`.
+
+    A sample is drawn at random in the step it leaves by, and in no other (TempFlow-GRPO, G2RPO).
+    """
+    each = group // len(branches)
+    leaves_at = torch.tensor(branches).repeat_interleave(each).unsqueeze(1)
+    samples = torch.arange(group).unsqueeze(1)
+    longest = int(leaves_at.argmax())  # a sample that stays on the path as long as any
+    leader = torch.where(torch.arange(steps + 1) > leaves_at, samples, longest)
+    return leader, torch.arange(steps) == leaves_at
+
+
+def evaluations(leader: Int[Tensor, "b s"]) -> Tensor:
+    """Network evaluations that each sample stands for, (b); one that n samples share counts 1/n for each of them."""
+    total = torch.zeros(len(leader))
+    for column in leader[:, :-1].T:
+        _, inverse, count = column.unique(return_inverse=True, return_counts=True)
+        total += 1 / count[inverse]
+    return total

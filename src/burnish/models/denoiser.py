@@ -1,0 +1,312 @@
+"""Drawing and scoring for every denoiser: one loop over steps, whatever network the velocity comes from.
+
+A file in policies/ supplies a `Network`: how prompts are read, what the velocity is, how latents become pictures. All
+else (steps, trees, what is recorded, copies of the weights) is here, once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from burnish.core import Copy, Denoiser, LatentPlan, Steps
+from burnish.formulas import gaussian, sharing
+from burnish.formulas.noise import Noise
+from burnish.models.weights import Copies
+from burnish.types import Latents, Plan, Prompt, Rollout
+
+
+class Network(ABC):
+    """A model as a velocity field: what is foreign about it ends here."""
+
+    device: torch.device
+    shape: tuple[int, ...]  # of a latent
+
+    @abstractmethod
+    def conditions(self, prompts: Sequence[Prompt]) -> Any:
+        """What the network reads of prompts, a row each: a Tensor, or a mapping or tuple of them."""
+
+    @abstractmethod
+    def velocity(
+        self, x: Float[Tensor, "n *d"], t: Float[Tensor, " n"], conditions: Any, guidance: float
+    ) -> Float[Tensor, "n *d"]:
+        """Guided velocity, float32."""
+
+    @abstractmethod
+    def times(self, steps: int) -> Float[Tensor, " steps+1"]:
+        """Where steps begin and end, falling to 0. Float64, on the CPU."""
+
+    @abstractmethod
+    def start(self, noise: Float[Tensor, "n *d"], steps: int) -> Float[Tensor, "n *d"]:
+        """The state that a draw starts from, given standard normal noise."""
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n c h w"]:
+        """Pictures in [0, 1], with their gradient."""
+
+    @abstractmethod
+    def trained(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
+        """Trainable weights."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """The model in its released format."""
+
+    def adapter_off(self) -> Callable[[], AbstractContextManager[None]] | None:
+        """A block in which the adapter is switched off, if there is one."""
+        return None
+
+
+class DenoisingPolicy(Denoiser):
+    """A network that is drawn from, scored and trained."""
+
+    def __init__(self, network: Network, decode_rows: int = 64) -> None:
+        self.network, self._decode_rows = network, decode_rows
+        self._weights = list(network.trained())
+        self._copies = Copies(self._weights, network.adapter_off())
+
+    # --- drawing -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[Prompt], plan: Plan, noise: Noise) -> Rollout:
+        """Raises ValueError for a number of samples that is not a multiple of what the plan draws together."""
+        assert isinstance(plan, LatentPlan), f"{type(plan).__name__} is no plan for a denoiser"
+        b, device = len(prompts), self.network.device
+        if b % plan.together:
+            raise ValueError(f"{b} samples cannot be drawn by a plan that draws {plan.together} together")
+        leader, drawn = _ways(plan, b)
+        distinct, rows = _distinct(prompts)
+        conditions = self.network.conditions(distinct)
+        times = self.network.times(plan.steps)
+        stored = torch.bfloat16 if plan.stored == "bf16" else torch.float32
+        x = self._start(plan, noise, leader[:, 0]).to(stored).float()
+        keep: dict[str, list[Tensor]] = {name: [] for name in ("before", "after", "mean", "logp", "std")}
+        kept, earlier = [], None
+        trained = set(plan.branches or (plan.stochastic if plan.trained is None else plan.trained))
+        for i in range(plan.steps):
+            t, s = times[i], times[i + 1]
+            v = self._shared(x, leader[:, i], t, rows, conditions, plan.guidance)
+            after = _solved(plan.solver, x, v, t, s, earlier)
+            random = drawn[:, i]
+            if random.any():
+                assert plan.transition is not None
+                at = random.nonzero().squeeze(1).to(device)
+                full = torch.full((len(at),), float(t), dtype=torch.float64, device=device)
+                mean, std = plan.transition.move(x[at], v[at], full, torch.full_like(full, float(s)))
+                z = self._noise(noise, leader[:, i + 1], i)[at]
+                moved = (mean + gaussian.rows(std, mean) * z).to(stored).float()
+                after = after.clone()
+                after[at] = moved
+                if i in trained:
+                    logp = plan.transition.logp(moved, mean, std)
+                    for name, value in zip(keep, (x[at], moved, mean, logp, std), strict=True):
+                        keep[name].append(value)
+                    kept.append((at.cpu(), i))
+            earlier = (gaussian.clean(x, v, t.expand(b)), t)
+            x = after.to(stored).float()
+        decisions = _recorded(keep, kept, times, leader, noise.ids, plan)
+        group = torch.arange(b).div(plan.compared, rounding_mode="floor")
+        return Rollout(
+            tuple(prompts),
+            group,
+            decisions,
+            self._pictures(x),
+            plan,
+            noise.ids,
+            final=x,
+            evaluations=sharing.evaluations(leader),
+        )
+
+    def _start(self, plan: LatentPlan, noise: Noise, leader: Int[Tensor, " b"]) -> Tensor:
+        """Starting states. Samples that share theirs take the noise of their leader."""
+        return self.network.start(self._noise(noise, leader, -1), plan.steps)
+
+    def _noise(self, noise: Noise, leader: Int[Tensor, " b"], step: int) -> Tensor:
+        leaders, inverse = leader.unique(return_inverse=True)
+        keyed = Noise(noise.seed, noise.step, tuple(noise.ids[i] for i in leaders.tolist()), noise.stream)
+        return keyed.normal(self.network.shape, "start" if step < 0 else f"step {step}")[inverse].to(
+            self.network.device
+        )
+
+    def _shared(
+        self, x: Tensor, leader: Int[Tensor, " b"], t: Tensor, rows: Tensor, conditions: Any, guidance: float
+    ) -> Tensor:
+        """Velocities of all samples, computed once for those that share their state."""
+        leaders, inverse = leader.unique(return_inverse=True)
+        at = torch.full((len(leaders),), float(t), dtype=torch.float32, device=x.device)
+        v = self.network.velocity(x[leaders], at, taken(conditions, rows[leaders]), guidance)
+        return v[inverse]
+
+    def _pictures(self, latents: Tensor) -> Tensor:
+        return torch.cat([self.network.decode(some).clamp(0, 1) for some in latents.split(self._decode_rows)])
+
+    # --- scoring -----------------------------------------------------------------------------------------------------
+
+    def score(self, rollout: Rollout) -> Steps:
+        plan, steps = rollout.plan, rollout.decisions[0]
+        assert isinstance(plan, LatentPlan) and isinstance(steps, Latents) and plan.transition is not None
+        b, k = steps.logp.shape
+        _, where, inverse = _unique(steps.origin.flatten())
+        x, time = steps.before.flatten(0, 1), steps.time.flatten(0, 1)
+        distinct, rows = _distinct(rollout.prompts)
+        sample = torch.div(where, k, rounding_mode="floor")
+        conditions = taken(self.network.conditions(distinct), rows[sample.cpu()])
+        v = self.network.velocity(x[where], time[where, 0].float(), conditions, plan.guidance)[inverse]
+        mean, std = plan.transition.move(x, v, time[:, 0], time[:, 1])
+        logp = plan.transition.logp(steps.after.flatten(0, 1), mean, std)
+        return Steps(logp.view(b, k), mean.view_as(steps.mean), std.view(b, k), v.view_as(steps.mean))
+
+    def logp(self, rollout: Rollout) -> Float[Tensor, "b k"]:
+        return self.score(rollout).logp
+
+    def velocity(
+        self, x: Float[Tensor, "n *d"], t: Float[Tensor, " n"], prompts: Sequence[Prompt], guidance: float = 1.0
+    ) -> Float[Tensor, "n *d"]:
+        distinct, rows = _distinct(prompts)
+        return self.network.velocity(x, t, taken(self.network.conditions(distinct), rows), guidance)
+
+    def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n c h w"]:
+        return self.network.decode(latents)
+
+    def times(self, steps: int) -> Float[Tensor, " steps+1"]:
+        return self.network.times(steps)
+
+    # --- weights -----------------------------------------------------------------------------------------------------
+
+    def parameters(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
+        return self._weights
+
+    def keep(self, copies: Mapping[str, Copy]) -> None:
+        self._copies.keep(copies)
+
+    def using(self, copy: str) -> AbstractContextManager[None]:
+        return self._copies.using(copy)
+
+    def advance(self) -> None:
+        self._copies.advance()
+
+    def state(self) -> dict[str, Tensor]:
+        return self._copies.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._copies.restore(state)
+
+    def export(self, folder: Path) -> None:
+        self.network.export(folder)
+
+
+def taken(conditions: Any, rows: Int[Tensor, " n"]) -> Any:
+    """Rows of whatever `Network.conditions` returned."""
+    if isinstance(conditions, Tensor):
+        return conditions[rows.to(conditions.device)]
+    if isinstance(conditions, Mapping):
+        return {name: taken(value, rows) for name, value in conditions.items()}
+    if isinstance(conditions, (tuple, list)):
+        return tuple(taken(value, rows) for value in conditions)
+    return conditions
+
+
+@contextmanager
+def adapters_off(module: torch.nn.Module) -> Iterator[None]:
+    """A block in which the peft adapters of a module do nothing."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def _ways(plan: LatentPlan, b: int) -> tuple[Tensor, Tensor]:
+    """(leader, drawn) of all samples, those that are drawn together after one another."""
+    if plan.branches:
+        leader, drawn = sharing.star(plan.group, plan.steps, plan.branches)
+    else:
+        leader, drawn = sharing.tree(plan.together, plan.steps, plan.stochastic, plan.forks, plan.shared_start)
+    count = b // plan.together
+    offset = torch.arange(b).div(plan.together, rounding_mode="floor").unsqueeze(1) * plan.together
+    return leader.repeat(count, 1) + offset, drawn.repeat(count, 1)
+
+
+def _solved(solver: str, x: Tensor, v: Tensor, t: Tensor, s: Tensor, earlier: tuple[Tensor, Tensor] | None) -> Tensor:
+    """One deterministic step: Euler, or DPM-Solver++(2M) (arXiv:2211.01095), the first and last of first order."""
+    if solver == "euler" or earlier is None or s == 0 or earlier[1] >= 1:
+        return x + float(s - t) * v
+    clean, (before, time) = gaussian.clean(x, v, t.expand(len(x))), earlier
+    level = [torch.log((1 - u) / u) for u in (time, t, s)]
+    h, last = level[2] - level[1], level[1] - level[0]
+    ahead = clean + float(h / (2 * last)) * (clean - before)
+    return float(s / t) * x - float((1 - s) * torch.expm1(-h)) * ahead
+
+
+def _recorded(
+    keep: Mapping[str, list[Tensor]],
+    kept: Sequence[tuple[Tensor, int]],
+    times: Tensor,
+    leader: Int[Tensor, "b s"],
+    ids: Sequence[int],
+    plan: LatentPlan,
+) -> tuple[Latents, ...]:
+    """What was kept at each step, a row a sample. Each sample has equally many decisions."""
+    if not kept:
+        return ()
+    b, device = len(leader), keep["logp"][0].device
+    sample = torch.cat([at for at, _ in kept])
+    step = torch.cat([torch.full_like(at, i) for at, i in kept])
+    order = torch.argsort(sample, stable=True)
+    k = len(order) // b
+    sample, step = sample[order].view(b, k), step[order].view(b, k)
+
+    def rows(name: str) -> Tensor:
+        return torch.cat(keep[name])[order.to(device)].unflatten(0, (b, k))
+
+    # Numbers that mean the same in every chunk of a draw: they are made from the noise id of the sample that leads.
+    names = torch.tensor(ids)
+
+    def numbered(state: Tensor) -> Tensor:
+        return (names[leader[sample, state]] * (plan.steps + 1) + state).to(device)
+
+    std = rows("std")
+    return (
+        Latents(
+            before=rows("before"),
+            after=rows("after"),
+            time=torch.stack([times[step], times[step + 1]], -1).to(device),
+            logp=rows("logp"),
+            mean=rows("mean"),
+            std=std,
+            weight=torch.ones_like(std),
+            entropy=gaussian.entropy(std),
+            step=step.to(device),
+            origin=numbered(step),
+            node=numbered(step + 1),
+        ),
+    )
+
+
+def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], Int[Tensor, " b"]]:
+    """The prompts without repetition, and which of them each sample answers."""
+    known: dict[str, int] = {}
+    for prompt in prompts:
+        known.setdefault(prompt.id, len(known))
+    found = {prompt.id: prompt for prompt in prompts}
+    return [found[name] for name in known], torch.tensor([known[p.id] for p in prompts])
+
+
+def _unique(values: Int[Tensor, " n"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct values, the first place of each, and for every entry which of them it is."""
+    distinct, inverse = values.unique(return_inverse=True)
+    places = torch.arange(len(values), device=values.device)
+    first = torch.full((len(distinct),), len(values), device=values.device).scatter_reduce(0, inverse, places, "amin")
+    return distinct, first, inverse
