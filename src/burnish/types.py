@@ -139,12 +139,20 @@ class Rollout:
 
     @property
     def logp(self) -> Float[Tensor, "b k"]:
-        """Log-probabilities recorded while drawing, of all decisions in a row."""
-        return torch.cat([d.logp for d in self.decisions], 1)
+        """Log-probabilities recorded while drawing, of all decisions in a row. A deterministic draw has none."""
+        return self._row("logp")
 
     @property
     def weight(self) -> Float[Tensor, "b k"]:
-        return torch.cat([d.weight for d in self.decisions], 1)
+        return self._row("weight")
+
+    @property
+    def entropy(self) -> Float[Tensor, "b k"]:
+        return self._row("entropy")
+
+    def _row(self, name: str) -> Float[Tensor, "b k"]:
+        parts = [getattr(decision, name) for decision in self.decisions]
+        return torch.cat(parts, 1) if parts else self.media.new_zeros(len(self), 0)
 
     def __len__(self) -> int:
         return len(self.prompts)

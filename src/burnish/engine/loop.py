@@ -111,15 +111,15 @@ class Run:
                 (rollout, scores), recipe.flat_groups, recipe.source, place.policy, place.scorer, step, recipe.seed
             )
         weight = found.rollout.weight
-        entropy = torch.cat([d.entropy for d in found.rollout.decisions], 1)
         watched = statistics(found.rollout.media, found.rollout.group)
         return found, {
             "draw/seconds": seconds,
             "draw/images_per_second": images,
-            "draw/entropy": float((entropy * weight).sum() / weight.sum()),
+            "draw/entropy": float((found.rollout.entropy * weight).sum() / weight.sum()),
             "draw/samples": float(found.drawn),
             "score/seconds": time.perf_counter() - clock - seconds,
             "score/flat_groups": found.flat_groups,
+            **({} if rollout.evaluations is None else {"draw/evaluations": float(rollout.evaluations.sum())}),
             **{f"sentinel/{name}": value for name, value in watched.items()},
             **_score_metrics(found),
         }

@@ -1,7 +1,7 @@
 """Which samples of a draw share a part of their way, so that it is computed once.
 
-States are numbered from 0, the starting noise, to `steps`, the picture. For sample i at state j stands one of the samples
-with the very same state: `leader[i, j]`. Independent samples stand for themselves everywhere.
+States are numbered from 0, the starting noise, to `steps`, the picture. `leader[i, j]` is one of the samples that have
+the same state j as sample i. Independent samples lead themselves everywhere.
 """
 
 from __future__ import annotations

@@ -113,6 +113,12 @@ def fit(recipe: Recipe) -> Iterator[str]:
             f"objective: {name} needs a {wanted.__name__}, but policy {_called(recipe.policy)} is only a "
             f"{_interface(given).__name__}"
         )
+    plan = type(recipe.source.plan_at(1))
+    if not issubclass(plan, given.plans):
+        yield (
+            f"plan: policy {_called(recipe.policy)} is drawn from by a {given.plans.__name__}, and the plan of this "
+            f"source is a {plan.__name__}"
+        )
     if needs.reward_gradient and not recipe.reward.differentiable:
         yield f"reward: {name} differentiates the reward, but {_called(recipe.reward)} has no gradient"
     if needs.draw_from not in ("live", *needs.copies):
