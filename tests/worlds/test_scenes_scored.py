@@ -19,6 +19,8 @@ from burnish.models.weights import Copies
 from burnish.rewards.scenes_verified import ScenesVerified
 from burnish.suites.scenes import Scenes
 from burnish.types import Plan, Prompt, Rollout, TokenPlan, Tokens
+from burnish.worlds.scenes import reference
+from burnish.worlds.scenes.classes import class_prompts
 from burnish.worlds.scenes.grammar import heldout, is_heldout, prompt, train
 from burnish.worlds.scenes.render import Scene, draw_scene, render
 from burnish.worlds.scenes.verify import verify
@@ -189,3 +191,12 @@ def test_a_real_llamagen_takes_the_suite(tmp_path):
     result = Scenes(prompts="classes", count=4, rows=3).run(policy, TokenPlan(guidance=1.5), None, seed=0)
     assert result.media.shape == (4, 3, 64, 64)
     assert result.metrics["verified"] == result.metrics["verified_class"] == 0.0
+
+
+@pytest.mark.slow
+def test_references_are_true_and_shown_by_the_tokenizer():
+    asked = class_prompts()[:8]
+    drawn, seen = reference.pictures(asked, 0), reference.shown(asked, 0)
+    assert verify(drawn, asked).right.all() and verify(seen, asked).right.all()
+    assert 0 < (drawn - seen).abs().mean() < 0.05 and not seen.requires_grad
+    assert torch.equal(seen, reference.shown(asked, 0)) and not torch.equal(drawn, reference.pictures(asked, 1))
