@@ -162,9 +162,16 @@ class LatentPlan(Plan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        drawn = (*self.stochastic, *self.branches, *(self.trained or ()), *(step for step, _ in self.forks))
-        if self.steps < 1 or any(not 0 <= step < self.steps for step in drawn):
-            raise ValueError(f"steps are counted from 0 to {self.steps - 1}, got {sorted(set(drawn))}")
+        forked = [step for step, _ in self.forks]
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        for name, steps in (("stochastic", self.stochastic), ("branches", self.branches), ("forks", forked)):
+            if sorted(set(steps)) != list(steps) or any(not 0 <= step < self.steps for step in steps):
+                raise ValueError(f"{name}: each step once, in order, from 0 to {self.steps - 1}; got {list(steps)}")
+        if any(children < 1 for _, children in self.forks):
+            raise ValueError(f"forks: a branch needs one child at least, got {self.forks}")
+        if not set(forked) <= set(self.stochastic):
+            raise ValueError(f"forks at {forked} must be drawn at random (stochastic: {self.stochastic})")
         if (self.stochastic or self.branches) and self.transition is None:
             raise ValueError("steps drawn at random need a transition")
         if self.trained is not None and not set(self.trained) <= set(self.stochastic):
@@ -178,6 +185,11 @@ class LatentPlan(Plan):
         leaves = math.prod(children for _, children in self.forks)
         if self.forks and self.group % leaves:
             raise ValueError(f"group: {self.group} is not a multiple of the {leaves} leaves of a tree")
+
+    @property
+    def learned(self) -> tuple[int, ...]:
+        """Steps whose decisions are recorded."""
+        return self.branches or (self.stochastic if self.trained is None else self.trained)
 
     @property
     def compared(self) -> int:
@@ -208,7 +220,7 @@ class Denoiser(Policy):
         """Pictures in [0, 1], with their gradient."""
 
     @abstractmethod
-    def times(self, steps: int) -> Float[Tensor, " steps+1"]:
+    def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
         """Where steps begin and end, falling to 0. Float64."""
 
 

@@ -215,7 +215,7 @@ def _rows(value: Any, index: Tensor) -> Any:
     if isinstance(value, Tensor):
         return value[index.to(value.device)]
     if isinstance(value, tuple):
-        if value and is_dataclass(value[0]) and not isinstance(value[0], Prompt):
+        if not value or (is_dataclass(value[0]) and not isinstance(value[0], Prompt)):
             return tuple(_rows(v, index) for v in value)
         return tuple(value[i] for i in index.tolist())
     if isinstance(value, Mapping):

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from burnish.core import Advantage, Objective, Planner, PolicySpec, Reward, Source, Suite
+from burnish.core import Advantage, Objective, Planner, PolicySpec, Reward, Source, Suite, Transition
 from burnish.types import Prompt
 
 KINDS = {
@@ -21,12 +21,18 @@ KINDS = {
     "advantages": Advantage,
     "rewards": Reward,
     "plans": Planner,
+    "transitions": Transition,
     "policies": PolicySpec,
     "sources": Source,
     "suites": Suite,
 }
 # Settings that wrap a component are tried around the plainest of its kind.
-PLAINEST = {Advantage: ("advantages", "group_mean"), Reward: ("rewards", "jpeg"), Planner: ("plans", "every_token")}
+PLAINEST = {
+    Advantage: ("advantages", "group_mean"),
+    Reward: ("rewards", "jpeg"),
+    Planner: ("plans", "every_token"),
+    Transition: ("transitions", "ddim"),
+}
 # A setting of text that has no default: what to try it with.
 EXAMPLES = {"name": "laws.found:brightness"}
 

@@ -54,12 +54,20 @@ def test_plans(name, law):
         law(planner)
 
 
+@pytest.mark.parametrize("law", laws.TRANSITION_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("transition", settings("transitions"))
+def test_transitions(transition, law):
+    law(transition)
+
+
 @pytest.mark.parametrize("kind, name", EVERY)
 def test_every_setting_has_a_comment(kind, name):
     assert found.undocumented(found.component(kind, name)) == []
 
 
-BUILT = [(k, n) for k, n in EVERY if k in ("advantages", "objectives", "plans")] + [("rewards", n) for n in FREE]
+BUILT = [(k, n) for k, n in EVERY if k in ("advantages", "objectives", "plans", "transitions")] + [
+    ("rewards", n) for n in FREE
+]
 
 
 @pytest.mark.parametrize("kind, name", BUILT)

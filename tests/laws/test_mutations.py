@@ -11,10 +11,12 @@ from laws import found, laws
 
 from burnish.advantages.group_mean import GroupMean
 from burnish.advantages.group_norm import GroupNorm
-from burnish.core import Advantage, Needs, Objective, Planner, Policy, Reward, Scorer
+from burnish.core import Advantage, Denoiser, LatentPlan, Needs, Objective, Planner, Policy, Reward, Scorer, Transition
 from burnish.objectives.ppo_clip import PPOClip
+from burnish.objectives.step_clip import StepClip
 from burnish.rewards.jpeg import Jpeg
-from burnish.types import Batch, Loss, Mean, Scores, TokenPlan
+from burnish.transitions.ddim import DDIM
+from burnish.types import Batch, Loss, Mean, Plan, Scores, TokenPlan
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,24 @@ class Broken(Objective[Policy]):
 
     def loss(self, batch: Batch, policy: Policy, reward: Scorer) -> Loss:
         return self.after(PPOClip().loss(self.before(batch), policy, reward), batch)
+
+
+@dataclass(frozen=True)
+class BrokenSteps(Objective[Denoiser]):
+    """StepClip, with its batch or its loss tampered with.
+
+    Metrics:
+        ratio_mean    mean ratio
+    """
+
+    before: Callable[[Batch], Batch] = field(default=lambda batch: batch)
+    after: Callable[[Loss, Batch], Loss] = field(default=lambda loss, batch: loss)
+
+    def needs(self) -> Needs:
+        return Needs()
+
+    def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
+        return self.after(StepClip().loss(self.before(batch), policy, reward), batch)
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,11 @@ OBJECTIVES = {
     laws.metrics_are_those_documented: Broken(),
     laws.inputs_are_left_alone: Broken(before=edited),
 }
+
+# Of denoisers. That extreme ratios stay finite is one function's affair, which token objectives share.
+OBJECTIVES_OF_STEPS = {
+    law: BrokenSteps(broken.before, broken.after) for law, broken in OBJECTIVES.items() if isinstance(broken, Broken)
+} | {laws.no_advantage_no_gradient: BrokenSteps(before=lambda batch: replace(batch, advantage=batch.advantage + 0.1))}
 
 
 @dataclass(frozen=True)
@@ -167,8 +192,49 @@ class Counting(Planner):
         return TokenPlan(group=1)
 
 
-PLANS = {laws.a_plan_depends_on_the_step_only: Counting()}
-ALL = {**OBJECTIVES, **ADVANTAGES, **REWARDS, **PLANS}
+class Always(Planner):
+    """One plan to draw by, and one to look by."""
+
+    def __init__(self, plan: Plan, looked_at: Plan) -> None:
+        self.plan, self.looked_at = plan, looked_at
+
+    def at(self, step: int) -> Plan:
+        return self.plan
+
+    def evaluation(self) -> Plan:
+        return self.looked_at
+
+
+TO_THE_END = LatentPlan(group=2, steps=3, stochastic=(0, 1, 2), transition=DDIM())  # the last step has no noise
+
+PLANS = {
+    laws.a_plan_depends_on_the_step_only: Counting(),
+    laws.what_a_plan_draws_can_be_scored_again: Always(TO_THE_END, LatentPlan(group=1)),
+    laws.one_of_each_prompt_is_looked_at: Always(LatentPlan(), LatentPlan()),
+}
+
+
+class Moves(Transition):
+    """DDIM, with what it returns tampered with."""
+
+    def __init__(self, step: Callable = lambda mean, std: (mean, std), score: Callable = lambda logp: logp) -> None:
+        self.step, self.score = step, score
+
+    def move(self, x, velocity, t, s):
+        return self.step(*DDIM().move(x, velocity, t, s))
+
+    def logp(self, after, mean, std):
+        return self.score(DDIM().logp(after, mean, std))
+
+
+TRANSITIONS = {
+    laws.a_point_mass_stays_where_it_is: Moves(lambda mean, std: (mean, 1.1 * std)),
+    laws.a_row_moves_by_itself: Moves(lambda mean, std: (mean, std.mean().expand_as(std))),
+    laws.every_step_but_the_last_has_a_likelihood: Moves(lambda mean, std: (mean, 0 * std)),
+    laws.a_state_is_likelier_nearer_the_mean: Moves(score=lambda logp: -logp),
+    laws.the_likelihood_can_be_learned_from: Moves(score=lambda logp: -logp),
+}
+ALL = {**OBJECTIVES, **ADVANTAGES, **REWARDS, **PLANS, **TRANSITIONS}
 
 
 @pytest.mark.parametrize("law, broken", [pytest.param(law, broken, id=law.__name__) for law, broken in ALL.items()])
@@ -177,8 +243,15 @@ def test_the_law_catches_it(law, broken):
         law(broken)
 
 
+@pytest.mark.parametrize("law", OBJECTIVES_OF_STEPS, ids=lambda law: law.__name__)
+def test_the_law_catches_it_in_steps_too(law):
+    with pytest.raises(AssertionError):
+        law(OBJECTIVES_OF_STEPS[law])
+
+
 def test_no_law_is_without_its_mutation():
     every = laws.OBJECTIVE_LAWS + laws.ADVANTAGE_LAWS + laws.REWARD_LAWS + laws.PLAN_LAWS
+    every += laws.TRANSITION_LAWS
     assert {law.__name__ for law in every} == {law.__name__ for law in ALL}
 
 
@@ -187,10 +260,15 @@ def test_the_unbroken_wrapper_passes():
     for law in laws.OBJECTIVE_LAWS:
         if law is not laws.metrics_are_those_documented:
             law(Broken())
+            law(BrokenSteps())
     for law in laws.ADVANTAGE_LAWS:
         law(Weighs(lambda s, r: GroupMean()(s, r)))
     for law in laws.REWARD_LAWS:
         law(Judges(Jpeg().load(torch.device("cpu"))))
+    for law in laws.PLAN_LAWS:
+        law(Always(replace(TO_THE_END, stochastic=(0, 1)), LatentPlan(group=1)))
+    for law in laws.TRANSITION_LAWS:
+        law(Moves())
 
 
 @dataclass

@@ -50,7 +50,7 @@ def test_null_takes_an_entry_out_of_a_mapping():
         ("objective.ppo_clip.clp=1", "recipe.objective.ppo_clip.clp: PPOClip has no such field; did you mean 'clip'?"),
         (
             "objective=ppo_clp",
-            "recipe.objective: no objective called 'ppo_clp'; did you mean 'ppo_clip'? (choices: cispo,",
+            "recipe.objective: no objective called 'ppo_clp'; did you mean 'ppo_clip'? (choices: awm,",
         ),
         ("stesp=3", "recipe.stesp: Recipe has no such field; did you mean 'steps'?"),
         ("steps.more=3", "recipe.steps: is a single value, so nothing is called 'more' under it"),

@@ -40,7 +40,7 @@ class Network(ABC):
         """Guided velocity, float32."""
 
     @abstractmethod
-    def times(self, steps: int) -> Float[Tensor, " steps+1"]:
+    def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
         """Where steps begin and end, falling to 0. Float64, on the CPU."""
 
     @abstractmethod
@@ -89,7 +89,7 @@ class DenoisingPolicy(Denoiser):
         x = self._start(plan, noise, leader[:, 0]).to(stored).float()
         keep: dict[str, list[Tensor]] = {name: [] for name in ("before", "after", "mean", "logp", "std")}
         kept, earlier = [], None
-        trained = set(plan.branches or (plan.stochastic if plan.trained is None else plan.trained))
+        trained = set(plan.learned)
         for i in range(plan.steps):
             t, s = times[i], times[i + 1]
             v = self._shared(x, leader[:, i], t, rows, conditions, plan.guidance)
@@ -150,6 +150,7 @@ class DenoisingPolicy(Denoiser):
     # --- scoring -----------------------------------------------------------------------------------------------------
 
     def score(self, rollout: Rollout) -> Steps:
+        assert rollout.decisions, "a deterministic draw has no steps to score"
         plan, steps = rollout.plan, rollout.decisions[0]
         assert isinstance(plan, LatentPlan) and isinstance(steps, Latents) and plan.transition is not None
         b, k = steps.logp.shape
@@ -164,7 +165,7 @@ class DenoisingPolicy(Denoiser):
         return Steps(logp.view(b, k), mean.view_as(steps.mean), std.view(b, k), v.view_as(steps.mean))
 
     def logp(self, rollout: Rollout) -> Float[Tensor, "b k"]:
-        return self.score(rollout).logp
+        return self.score(rollout).logp if rollout.decisions else rollout.logp
 
     def velocity(
         self, x: Float[Tensor, "n *d"], t: Float[Tensor, " n"], prompts: Sequence[Prompt], guidance: float = 1.0
@@ -175,7 +176,7 @@ class DenoisingPolicy(Denoiser):
     def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n c h w"]:
         return self.network.decode(latents)
 
-    def times(self, steps: int) -> Float[Tensor, " steps+1"]:
+    def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
         return self.network.times(steps)
 
     # --- weights -----------------------------------------------------------------------------------------------------
@@ -301,7 +302,7 @@ def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], Int[Tensor, " b"
     for prompt in prompts:
         known.setdefault(prompt.id, len(known))
     found = {prompt.id: prompt for prompt in prompts}
-    return [found[name] for name in known], torch.tensor([known[p.id] for p in prompts])
+    return [found[name] for name in known], torch.tensor([known[p.id] for p in prompts], dtype=torch.long)
 
 
 def _unique(values: Int[Tensor, " n"]) -> tuple[Tensor, Tensor, Tensor]:

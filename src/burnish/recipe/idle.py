@@ -15,7 +15,7 @@ from torch import Tensor
 from burnish.formulas.noise import generator
 from burnish.recipe.encode import encode
 from burnish.recipe.recipe import Recipe
-from burnish.types import Plan, Prompt, Rollout, Scores, TokenPlan, Tokens
+from burnish.types import Latents, Plan, Prompt, Rollout, Scores, TokenPlan, Tokens
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ def _ratios(recipe: Recipe, plan: Plan) -> Iterator[str]:
     clips = [f for f in ("clip", "clip_high", "dual_clip", "cap") if settings.get(f) is not None]
     updates = recipe.optim.epochs * recipe.optim.minibatches
     needs = recipe.objective.needs()
+    averaged = any(copy.decay is not None for copy in needs.copies.values())  # ratios may be to one of these
     on_law = needs.anchor == "recomputed" or plan.one_law
-    if clips and updates == 1 and on_law and needs.draw_from == "live":
+    if clips and updates == 1 and on_law and needs.draw_from == "live" and not averaged:
         yield (
             f"objective.{name}: {', '.join(clips)} cannot act: with one update a rollout (optim.epochs x "
             "optim.minibatches = 1) every ratio is 1"
@@ -120,11 +121,16 @@ def _tried(recipe: Recipe, plan: Plan, scale: float) -> Tensor | None:
     b, k = 4 * plan.group, 2
     values = torch.from_numpy(generator("scores").normal(size=b)).float() * scale
     zeros = torch.zeros(b, k)
-    tokens = Tokens(zeros.long(), zeros - 1, zeros + 1, zeros.long(), zeros + 1)
+    if isinstance(plan, TokenPlan):
+        plan, decisions = replace(plan, law="sampled"), Tokens(zeros.long(), zeros - 1, zeros + 1, zeros.long(), zeros)
+    else:
+        state, number = torch.zeros(b, k, 1), torch.arange(b * k).view(b, k)
+        times, ones = torch.zeros(b, k, 2), zeros + 1
+        decisions = Latents(state, state, times, zeros - 1, state, ones, ones, zeros, number % k, number, number)
     group = torch.arange(4).repeat_interleave(plan.group)
     rollout = Rollout(
-        tuple(Prompt(str(i), "") for i in group.tolist()), group, (tokens,), torch.zeros(b, 3, 1, 1),
-        replace(plan, law="sampled"), tuple(range(b)), anchor=zeros - 1, reference=zeros - 1,
+        tuple(Prompt(str(i), "") for i in group.tolist()), group, (decisions,), torch.zeros(b, 3, 1, 1),
+        plan, tuple(range(b)), anchor=zeros - 1, reference=zeros - 1,
     )  # fmt: skip
     weights = _settings(recipe.advantage)[1].get("weights") or {}
     scores = replace(Scores.of("made up", values), parts=dict.fromkeys(weights or ("made up",), values))

@@ -15,7 +15,8 @@ from burnish.formulas.gaussian import rows, variance_preserving
 
 @dataclass(frozen=True)
 class DDIM(Transition):
-    """sigma = eta x the deviation of DDPM's posterior; eta 1 is that posterior, 0 the ODE. Marginals are exact.
+    """sigma = eta x the deviation of DDPM's posterior; eta 1 is that posterior, 0 the ODE.
+    Marginals are exact where all data is one point, and converge with the steps otherwise.
 
     Written for a rectified flow: the variance-preserving formula in states that are divided by their length.
     """

@@ -17,7 +17,7 @@ from burnish.formulas.gaussian import rows
 class DPMpp(Transition):
     """s/t e^-h x + (1 - s)(1 - e^-2h) clean, deviation s sqrt(1 - e^-2h); h is the gain in log((1 - t) / t).
 
-    Marginals are exact. At t = 1 the gain is infinite and all noise is new.
+    The same Gaussian as ddim with eta 1, named and written as MixGRPO has it. At t = 1 all noise is new.
     """
 
     def move(

@@ -1,0 +1,38 @@
+"""The best and the worst of a group are learned from; those between are left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burnish.core import Advantage
+from burnish.formulas.groups import group_count
+from burnish.formulas.ranks import order
+from burnish.types import Rollout, Scores
+
+
+@dataclass(frozen=True)
+class Trimmed(Advantage):
+    """`inner` for the `best` and `worst` samples of each group by score, 0 for the others. DanceGRPO, arXiv:2505.07818.
+
+    Ranked by score, equal ones by their number. The others still count as samples: a loss that is a mean over samples
+    becomes smaller by the share that is kept. A group of no more than best + worst valid members is kept whole.
+    """
+
+    inner: Advantage  # of the whole group
+    best: int = 4  # samples kept from the top (DanceGRPO, video: 4 and 4 of 24)
+    worst: int = 4  # samples kept from the bottom
+
+    def __post_init__(self) -> None:
+        if self.best < 0 or self.worst < 0 or self.best + self.worst < 1:
+            raise ValueError(f"advantage.trimmed: best {self.best} and worst {self.worst} would leave no sample")
+
+    def __call__(self, scores: Scores, rollout: Rollout) -> Float[Tensor, " b"] | Float[Tensor, "b k"]:
+        place = order(scores.total, rollout.group, scores.valid, rollout.ids)
+        last = group_count(rollout.group, scores.valid) - self.worst
+        kept = (place < self.best) | (place >= last.to(place.device))
+        advantage = self.inner(scores, rollout)
+        return torch.where(kept if advantage.dim() == 1 else kept.unsqueeze(1), advantage, 0.0)

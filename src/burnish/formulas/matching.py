@@ -1,0 +1,118 @@
+"""Clean samples noised again: what objectives train on that need no likelihood, and so accept any sampler.
+
+x_t = (1 - t) x_0 + t noise, and the velocity to match is noise - x_0. Times and noise are keyed by the sample (its id
+and its clean latent), so neither the order nor the split of a batch changes them; a new draw brings new ones. Rows are
+b samples x n draws of each, the draws of a sample lying together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from burnish.formulas import gaussian
+from burnish.formulas.noise import Noise
+from burnish.types import Prompt, Rollout
+
+Times = Literal["steps", "uniform", "logit_normal"]
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Samples at the times they were noised to."""
+
+    x: Float[Tensor, "bn *d"]
+    t: Float[Tensor, " bn"]
+    clean: Float[Tensor, "bn *d"]
+    target: Float[Tensor, "bn *d"]  # noise - clean
+    prompts: tuple[Prompt, ...]  # of each row
+    draws: int  # rows of each sample
+
+    def per_sample(self, values: Float[Tensor, " bn"]) -> Float[Tensor, "b n"]:
+        return values.view(-1, self.draws)
+
+    def error(self, velocity: Float[Tensor, "bn *d"]) -> Float[Tensor, "b n"]:
+        """Mean squared distance of a velocity from noise - clean."""
+        return self.per_sample(gaussian.mean_over_dimensions((velocity - self.target).square()))
+
+    def apart(self, velocity: Float[Tensor, "bn *d"], other: Float[Tensor, "bn *d"]) -> Float[Tensor, "b n"]:
+        """Mean squared distance of two velocities."""
+        return self.per_sample(gaussian.mean_over_dimensions((velocity - other).square()))
+
+
+def noised(
+    rollout: Rollout,
+    draws: int,
+    times: Times,
+    schedule: Float[Tensor, " s"],
+    low: float = 0.0,
+    together: Bool[Tensor, " b"] | None = None,
+) -> Noised:
+    """Every sample of a rollout, noised to `draws` times of at least `low`.
+
+        steps         beginnings of the sampler's steps, of which `schedule` holds beginnings and ends
+        uniform       from [low, 1]
+        logit_normal  the logistic of a standard normal number (Stable Diffusion 3, arXiv:2403.03206), from [low, 1]
+
+    Times are stratified: the j-th of n is taken from the j-th n-th of their law. With `together`, samples of a group
+    share times and noise, those of its first sample that counts.
+    Raises ValueError for a rollout without clean latents.
+    """
+    if rollout.final is None:
+        raise ValueError("this objective trains on clean latents (rollout.final), which this policy does not give")
+    clean = rollout.final
+    if clean.dim() < 2 or draws < 1:
+        raise ValueError(f"draws must be 1 or more, got {draws}")
+    keys = _keys(rollout)
+    if together is not None:
+        keys = _of_the_first(keys, rollout, together)
+    random = Noise(0, 0, keys, "noised")
+    share = (torch.arange(draws) + random.uniform(draws, "time").double()) / draws
+    t = _at(share.flatten(), times, schedule, low).to(clean.device)
+    noise = random.normal((draws, *clean.shape[1:]), "noise").flatten(0, 1).to(clean)
+    clean = clean.repeat_interleave(draws, 0)
+    prompts = tuple(prompt for prompt in rollout.prompts for _ in range(draws))
+    return Noised(gaussian.mixed(clean, noise, t), t.float(), clean, noise - clean, prompts, draws)
+
+
+def of_samples(advantage: Float[Tensor, " b"] | Float[Tensor, "b k"], who: str) -> Float[Tensor, "b 1"]:
+    """Advantages of samples, ready to multiply their draws. Raises ValueError for advantages of decisions."""
+    if advantage.dim() > 1:
+        raise ValueError(f"{who}: trains on clean samples, and this advantage differs between decisions")
+    return advantage.unsqueeze(1)
+
+
+def _at(share: Tensor, times: Times, schedule: Tensor, low: float) -> Float[Tensor, " n"]:
+    """Times at these shares (0 to 1) of their law, float64."""
+    if times == "steps":
+        known = schedule[:-1].double().cpu().flip(0)
+        known = known[known >= low]
+        if not len(known):
+            raise ValueError(f"no step of the sampler begins at a time of {low} or more")
+        return known[(share * len(known)).long().clamp(max=len(known) - 1)]
+    if times == "logit_normal":
+        share = torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6)).sigmoid()
+    return low + (1 - low) * share
+
+
+def _keys(rollout: Rollout) -> tuple[int, ...]:
+    """A number for every sample: of its id, and of its clean latent, so that another step has another."""
+    assert rollout.final is not None
+    found = []
+    for name, latent in zip(rollout.ids, rollout.final.detach().float().cpu().contiguous().numpy(), strict=True):
+        found.append(hashlib.blake2b(latent.tobytes(), digest_size=8, salt=str(name).encode()[-16:]).digest())
+    return tuple(int.from_bytes(digest) for digest in found)
+
+
+def _of_the_first(keys: tuple[int, ...], rollout: Rollout, counts: Bool[Tensor, " b"]) -> tuple[int, ...]:
+    """For every sample, the key of the one with the smallest id among those of its group that count."""
+    first: dict[int, tuple[int, int]] = {}
+    for group, name, key, counted in zip(rollout.group.tolist(), rollout.ids, keys, counts.tolist(), strict=True):
+        if counted:
+            first[group] = min(first.get(group, (name, key)), (name, key))
+    return tuple(first.get(group, (0, key))[1] for group, key in zip(rollout.group.tolist(), keys, strict=True))

@@ -1,0 +1,111 @@
+"""Steps of a denoiser as decisions: how far weights have moved their Gaussians, and how much each step has a say.
+
+The mean of a step is linear in the velocity; its deviation depends on the times alone. Everything is a mean over the
+dimensions of a state. b samples, k steps of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from burnish.formulas.aggregation import counted, token_mean
+from burnish.types import Latents, Mean, Rollout
+
+Distance = Literal["gaussian", "flow_grpo", "velocity", "noise"]
+Move = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # core.Transition.move
+
+
+class Scored(Protocol):
+    """What core.Steps has: recorded steps under some weights."""
+
+    @property
+    def mean(self) -> Float[Tensor, "b k *d"]: ...
+    @property
+    def std(self) -> Float[Tensor, "b k"]: ...
+    @property
+    def velocity(self) -> Float[Tensor, "b k *d"]: ...
+
+
+def latents_of(rollout: Rollout, who: str) -> Latents:
+    """The recorded steps. Raises ValueError, naming `who` asks, for a rollout that has none."""
+    if not rollout.decisions or not isinstance(rollout.decisions[0], Latents):
+        raise ValueError(
+            f"{who}: needs steps drawn at random; this rollout holds none (plan.stochastic, plan.branches)"
+        )
+    return rollout.decisions[0]
+
+
+def mean_over_dimensions(values: Float[Tensor, "b k *d"]) -> Float[Tensor, "b k"]:
+    return values.flatten(2).mean(2)
+
+
+def distance(form: Distance, now: Scored, other: Scored, time: Float[Tensor, "b k 2"]) -> Float[Tensor, "b k"]:
+    """How far two sets of weights are from one another at each step. The four forms of the field differ by a factor.
+
+    gaussian   |mean - mean'|^2 / (2 std^2), the exact KL, nats a dimension   TempFlow-GRPO, exact for any kernel
+    flow_grpo  the same x (t - s): divides by 2 sigma_t^2, without the length of the step   Flow-GRPO as released
+    velocity   |v - v'|^2                                                     Flow-Factory, DiffusionNFT, DGPO
+    noise      |eps - eps'|^2 = (1 - t)^2 |v - v'|^2                          DPOK, of models that predict noise
+    """
+    if form in ("velocity", "noise"):
+        square = mean_over_dimensions((now.velocity - other.velocity).square())
+        return square if form == "velocity" else square * (1 - time[..., 0]).square().to(square)
+    square = mean_over_dimensions((now.mean - other.mean).square())
+    kl = square / (2 * now.std.to(square).square())
+    return kl if form == "gaussian" else kl * (time[..., 0] - time[..., 1]).to(kl)
+
+
+def leash(
+    kl: float, form: Distance, now: Scored, reference: Scored | None, rollout: Rollout, keep: Bool[Tensor, " b"]
+) -> tuple[Float[Tensor, "b k"] | float, dict[str, Mean]]:
+    """kl x the distance to the reference at each step, to be added to a loss, and the distance as a metric.
+
+    0 and no metric without a reference. Steps that do not count have no influence.
+    """
+    if reference is None:
+        return 0.0, {}
+    apart = distance(form, now, reference, latents_of(rollout, "kl").time)
+    apart = torch.where(counted(rollout.weight, keep), apart, 0.0)
+    return kl * apart, {"kl": token_mean(apart, rollout.weight, keep)}
+
+
+def guarded_log_ratio(mean: Float[Tensor, "b k *d"], steps: Latents) -> Float[Tensor, "b k"]:
+    """z . (mean - mean_old), z the noise that was drawn: GRPO-Guard's log-ratio (arXiv:2510.22319).
+
+    Equal to std log r + |mean - mean_old|^2 / (2 std). log r has a negative expectation, -|mean - mean_old|^2 /
+    (2 std^2), which grows as std falls; this has none, at any step. Written as one product, nothing cancels.
+    """
+    std = steps.std.view(*steps.std.shape, *[1] * (mean.dim() - 2))
+    return mean_over_dimensions((steps.after - steps.mean) / std * (mean - steps.mean))
+
+
+def times_of(learned: Sequence[int], times: Float[Tensor, " s"]) -> Float[Tensor, "n 2"]:
+    """Beginning and end of each of these steps."""
+    at = torch.tensor(learned)
+    return torch.stack([times[at], times[at + 1]], -1)
+
+
+def deviation(move: Move, time: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n"]:
+    """Standard deviation of steps with these times, float64."""
+    return _moved(move, time, 0.0)[1]
+
+
+def leverage(move: Move, time: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n"]:
+    """w = |d mean / d velocity| / std: deviations that a step moves by when its velocity changes by 1. float64.
+
+    log r = -w dv . z - w^2 |dv|^2 / 2 (PCPO, arXiv:2509.25774). Of FlowSDE, sqrt(h) (1 / sigma + sigma (1 - t) / 2t).
+    """
+    still, std = _moved(move, time, 0.0)
+    return (_moved(move, time, 1.0)[0] - still).abs() / std
+
+
+def _moved(move: Move, time: Float[Tensor, "*n 2"], velocity: float) -> tuple[Tensor, Tensor]:
+    t, s = time.detach().cpu().double().reshape(-1, 2).unbind(1)
+    x = torch.zeros(len(t), 1, dtype=torch.float64)
+    mean, std = move(x, torch.full_like(x, velocity), t, s)
+    return mean.view(time.shape[:-1]), std.view(time.shape[:-1])

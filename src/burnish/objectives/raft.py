@@ -1,0 +1,46 @@
+"""RAFT: supervised flow matching on the best samples of each group. Dong et al. 2023."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from burnish.core import Denoiser, LatentPlan, Needs, Objective, Scorer
+from burnish.formulas.aggregation import token, token_mean
+from burnish.formulas.matching import Times, noised
+from burnish.formulas.ranks import order
+from burnish.types import Batch, Loss
+
+
+@dataclass(frozen=True)
+class RAFT(Objective[Denoiser]):
+    """Mean |v - (noise - clean)|^2 over the `best` samples of each group. arXiv:2304.06767, algorithm 1.
+
+    Samples are ranked by their score; the advantage is not used. Imitates: it needs no advantage.
+
+    Metrics:
+        error         mean |v - (noise - clean)|^2 of the samples that are imitated
+        kept          share of samples that are imitated
+    """
+
+    best: int = 1  # samples of each group that are imitated
+    draws: int = 1  # times that each sample is noised to in an update
+    times: Times = "uniform"  # which times: those of the sampler, uniform, logit_normal
+
+    def __post_init__(self) -> None:
+        if self.best < 1:
+            raise ValueError(f"objective.raft.best: must be 1 or more, not {self.best}")
+
+    def needs(self) -> Needs:
+        return Needs(whole_groups=True)
+
+    def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
+        rollout, keep = batch.rollout, batch.keep
+        assert isinstance(rollout.plan, LatentPlan)
+        some = noised(rollout, self.draws, self.times, policy.times(rollout.plan.steps))
+        error = some.error(policy.velocity(some.x, some.t, some.prompts))
+        best = order(batch.scores.total, rollout.group, keep, rollout.ids) < self.best
+        weight, each = best.to(error).unsqueeze(1).expand_as(error), torch.ones_like(error)
+        metrics = {"error": token_mean(error, weight, keep), "kept": token_mean(weight, each, keep)}
+        return Loss(*token(error, weight, keep), metrics)

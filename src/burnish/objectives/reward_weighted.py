@@ -1,0 +1,52 @@
+"""Reward-weighted regression: samples of one's own are imitated, the better ones more. Peters and Schaal 2007."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from burnish.core import Denoiser, LatentPlan, Needs, Objective, Scorer
+from burnish.formulas.aggregation import token, token_mean
+from burnish.formulas.matching import Times, noised, of_samples
+from burnish.formulas.ratios import LIMIT
+from burnish.types import Batch, Loss
+
+
+@dataclass(frozen=True)
+class RewardWeighted(Objective[Denoiser]):
+    """sum of w |v - (noise - clean)|^2 / sum of w over all samples of an update. Imitates: it needs no advantage.
+
+        soft    w = exp(temperature x A): softmax over the batch (RWR of DDPO, arXiv:2305.13301; Flow-RWR)
+        above   w = 1 where A > threshold (the sparse RWR of DDPO; lower quantiles are dropped)
+
+    Equal rewards, or temperature 0, make it plain flow matching on one's own samples.
+
+    Metrics:
+        error         mean |v - (noise - clean)|^2 of all samples, not weighed
+        weight        mean w
+    """
+
+    rule: Literal["soft", "above"] = "soft"  # how advantages become weights
+    temperature: float = 1.0  # of rule soft: multiplies the advantage; the exponent is cut at plus and minus 20
+    threshold: float = 0.0  # of rule above: samples whose advantage exceeds this are imitated
+    draws: int = 1  # times that each sample is noised to in an update
+    times: Times = "uniform"  # which times: those of the sampler, uniform, logit_normal
+
+    def needs(self) -> Needs:
+        return Needs()
+
+    def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
+        rollout, keep = batch.rollout, batch.keep
+        assert isinstance(rollout.plan, LatentPlan)
+        some = noised(rollout, self.draws, self.times, policy.times(rollout.plan.steps))
+        error = some.error(policy.velocity(some.x, some.t, some.prompts))
+        advantage = of_samples(batch.advantage, "objective.reward_weighted").to(error)
+        if self.rule == "soft":
+            weight = (self.temperature * advantage).clamp(-LIMIT, LIMIT).exp()
+        else:
+            weight = (advantage > self.threshold).to(error)
+        weight, each = weight.expand_as(error), torch.ones_like(error)
+        metrics = {"error": token_mean(error, each, keep), "weight": token_mean(weight, each, keep)}
+        return Loss(*token(error, weight, keep), metrics)

@@ -1,0 +1,110 @@
+"""Advantages that look at the order of samples, and at trees, against numbers worked by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toy_denoiser import ToyFlow, asked
+
+from burnish.advantages.group_mean import GroupMean
+from burnish.advantages.tree import Tree
+from burnish.advantages.trimmed import Trimmed
+from burnish.advantages.win_rate import WinRate
+from burnish.core import LatentPlan
+from burnish.formulas.noise import Noise
+from burnish.formulas.ranks import order, win_rate
+from burnish.transitions.flow_sde import FlowSDE
+from burnish.types import Rollout, Scores
+
+ONE = torch.zeros(4, dtype=torch.long)
+ALL = torch.ones(4, dtype=torch.bool)
+
+
+def grown(group: int = 4, prompts: int = 1) -> Rollout:
+    """Trees of four leaves: two branches from the first step, and two from each of them in the second."""
+    plan = LatentPlan(group=group, steps=3, stochastic=(0, 1), forks=((0, 2), (1, 2)), transition=FlowSDE())
+    policy = ToyFlow(prompts=prompts).load(torch.device("cpu"))
+    return policy.sample(asked(group, prompts=prompts), plan, Noise(0, 0, tuple(range(group * prompts))))
+
+
+def scored(values: list[float]) -> Scores:
+    return Scores.of("one", torch.tensor(values, dtype=torch.float64))
+
+
+def test_win_rates():
+    rate = win_rate(torch.tensor([3.0, 1.0, 100.0, 2.0]), ONE, ALL)
+    torch.testing.assert_close(rate, torch.tensor([2, 0, 3, 1], dtype=torch.float64) / 3)
+    tied = win_rate(torch.tensor([1.0, 1.0, 2.0, 0.0]), ONE, ALL)
+    torch.testing.assert_close(tied, torch.tensor([0.5, 0.5, 1.0, 0.0], dtype=torch.float64))
+    values = torch.tensor([1.0, torch.nan, 2.0, 0.0])
+    missing = win_rate(values, ONE, values.isfinite())
+    torch.testing.assert_close(missing, torch.tensor([0.5, 0.5, 1.0, 0.0], dtype=torch.float64))
+
+
+def test_only_the_order_counts():
+    rollout = grown(8)
+    values = torch.randn(8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain, bent = (WinRate()(scored(v.tolist()), rollout) for v in (values, values.exp() * 1e3))
+    torch.testing.assert_close(plain, bent)
+    # eight places 0/7 ... 7/7: deviation (ddof 1) sqrt(6) / 7, so the best is 3.5 / sqrt(6)
+    assert float(plain.max()) == pytest.approx(3.5 / 6**0.5, abs=1e-3)
+
+
+def test_equal_ones_are_ordered_by_their_number():
+    values = torch.tensor([5.0, 7.0, 5.0, 7.0])
+    assert order(values, ONE, ALL, (3, 9, 1, 2)).tolist() == [3, 1, 2, 0]
+
+
+def test_the_middle_is_left_out():
+    found = Trimmed(GroupMean(), best=2, worst=1)(scored([0.0, 7, 3, 4, 5, 6, 1, 2]), grown(8))
+    assert found.tolist() == [-3.5, 3.5, 0, 0, 0, 2.5, 0, 0]
+    gone = Trimmed(GroupMean(), best=1, worst=1)(scored([0.0, 8.0, torch.nan, 4.0]), grown(4))
+    assert gone.tolist() == [-4, 4, 0, 0]
+    steps = Trimmed(Tree(), best=1, worst=1)(scored([0.0, 1, 2, 5]), grown())
+    assert (steps[1:3] == 0).all() and (steps[[0, 3]] != 0).all()
+
+
+def test_a_branch_is_worth_the_mean_of_its_leaves():
+    """Leaves 0 1 | 2 5. First step: 0.5 and 3.5, so -1 and 1. Second: mean 2, variance (4 + 1 + 0 + 9) / 4."""
+    found = Tree()(scored([0.0, 1, 2, 5]), grown())
+    assert found[:, 0].tolist() == pytest.approx([-1, -1, 1, 1])
+    assert found[:, 1].tolist() == pytest.approx([v / 3.5**0.5 for v in (-2, -1, 0, 3)])
+
+
+def test_each_branch_counts_once_however_many_leaves_it_has():
+    """Leaf 1 is invalid: the branches of the first step are worth 0 and 3.5, their mean is 1.75 and not 7/3."""
+    found = Tree()(scored([0.0, torch.nan, 2, 5]), grown())
+    assert found[:, 0].tolist() == pytest.approx([-1, 0, 1, 1])
+    assert found[:, 1].sum() == pytest.approx(0, abs=1e-12)
+
+
+def test_likelier_ways_weigh_more():
+    rollout = grown()
+    steps = rollout.decisions[0]
+    logp = torch.tensor([[9.0, 0.0], [9.0, 3.0**0.5], [1.0, 2.0], [1.0, 2.0]])
+    rollout = replace(rollout, decisions=(replace(steps, logp=logp),))
+    far = torch.tensor([0.0, 3.0**0.5], dtype=torch.float64).softmax(0)
+    first, second = float(4 * far[1]), 3.0
+    found = Tree(value="path")(scored([0.0, 4.0, 1.0, 5.0]), rollout)
+    assert found[:, 0].tolist() == pytest.approx([1, 1, -1, -1] if first > second else [-1, -1, 1, 1])
+    torch.testing.assert_close(found[:, 1], Tree()(scored([0.0, 4.0, 1.0, 5.0]), rollout)[:, 1])
+    three = Tree(value="path")(scored([0.0, 4.0, 1.0, 5.0, first, first, 7.0, 7.0]), grown(8))
+    assert three.shape == (8, 2)
+
+
+def test_trees_of_other_prompts_are_not_compared():
+    both = Tree()(scored([0.0, 1, 2, 5, 100, 101, 102, 105]), grown(prompts=2))
+    torch.testing.assert_close(both[:4], both[4:])
+    assert (Tree()(scored([3.0] * 4), grown()) == 0).all()
+
+
+def test_a_tree_needs_steps():
+    with pytest.raises(ValueError, match=r"advantage\.tree"):
+        Tree()(scored([0.0, 1, 2, 5]), replace(grown(), decisions=()))
+
+
+def test_trimming_everything_is_refused():
+    with pytest.raises(ValueError, match="no sample"):
+        Trimmed(GroupMean(), best=0, worst=0)

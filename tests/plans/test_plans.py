@@ -1,0 +1,343 @@
+"""Which steps each planner draws at random as training goes on: by hand, and by what ties them together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toy_denoiser import ToyFlow, asked
+
+from burnish.advantages.group_norm import GroupNorm
+from burnish.core import LatentPlan, Planner
+from burnish.formulas import windows
+from burnish.formulas.noise import Noise
+from burnish.plans.all_steps import AllSteps
+from burnish.plans.backward_interval import BackwardInterval
+from burnish.plans.ode import ODE
+from burnish.plans.single_branch import SingleBranch
+from burnish.plans.tree import Tree
+from burnish.plans.window import Window
+from burnish.recipe.decode import decode
+from burnish.recipe.encode import encode
+from burnish.transitions.consistency import Consistency
+from burnish.transitions.cps import CPS
+from burnish.transitions.ddim import DDIM
+from burnish.transitions.flow_sde import FlowSDE
+from burnish.types import Latents, Rollout, Scores
+
+SDE = FlowSDE()
+PLANNERS = [AllSteps(SDE), Window(SDE), SingleBranch(SDE), Tree(SDE), BackwardInterval(SDE), ODE()]
+every = pytest.mark.parametrize("planner", PLANNERS, ids=lambda planner: type(planner).__name__)
+
+
+def drawn(plan: LatentPlan) -> Rollout:
+    """Two prompts by `plan`."""
+    policy, prompts = ToyFlow().load(torch.device("cpu")), asked(plan.group)
+    return policy.sample(prompts, plan, Noise(0, 1, tuple(range(len(prompts)))))
+
+
+def steps(rollout: Rollout) -> Latents:
+    (found,) = rollout.decisions
+    assert isinstance(found, Latents)
+    return found
+
+
+# --- what they have in common -----------------------------------------------------------------------------------------
+
+
+@every
+def test_pictures_that_are_looked_at_follow_the_ode(planner):
+    plan = planner.evaluation()
+    assert (plan.group, plan.stochastic, plan.branches, plan.forks, plan.shared_start) == (1, (), (), (), False)
+    assert (plan.steps, plan.guidance, plan.solver) == (planner.steps, planner.guidance, planner.solver)
+
+
+@every
+def test_they_may_take_other_steps_and_other_guidance(planner):
+    found = replace(planner, guidance=4.5, evaluation_steps=40, evaluation_guidance=1.0)
+    plan = found.evaluation()
+    assert (plan.steps, plan.guidance) == (40, 1.0)
+    assert (found.at(1).steps, found.at(1).guidance) == (planner.steps, 4.5)
+
+
+def name_of(planner: Planner) -> str:
+    return type(planner).__module__.rpartition(".")[2]
+
+
+def given(planner: Planner) -> dict:
+    return {} if isinstance(planner, ODE) else {"transition": {"flow_sde": {"a": 0.7}}}
+
+
+@every
+def test_a_recipe_writes_the_transition_inside(planner):
+    assert decode(Planner, {name_of(planner): given(planner)}, "plan") == planner
+    assert decode(Planner, encode(planner), "plan") == planner
+
+
+def test_a_transition_may_be_its_name():
+    assert decode(Planner, {"window": {"transition": "cps"}}, "plan") == Window(CPS())
+
+
+@pytest.mark.parametrize("data, sentence", [
+    ({"window": {}}, "plan.window: Window needs 'transition'"),
+    ({"window": {"transition": "flow_sd"}}, r"plan.window.transition: no transition called 'flow_sd'; did you mean"),
+    ({"window": {"transition": {"flow_sde": {"b": 1}}}}, r"plan.window.transition.flow_sde.b: FlowSDE has no such"),
+    ({"window": {"transition": "cps", "widht": 3}}, r"plan.window.widht: Window has no such field; did you mean"),
+    ({"window": {"transition": "cps", "width": 25}}, "plan.window: width must be from 1 to 24, the steps that may be"),
+    ({"window": {"transition": "cps", "mode": "decai"}}, "plan.window.mode: no such choice: 'decai'; did you mean"),
+    ({"tree": {"transition": "cps", "forks": [0, 3, 19]}}, "plan.tree: forks must be from 0 to 18"),
+])  # fmt: skip
+def test_a_wrong_recipe_names_the_place(data, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        decode(Planner, data, "plan")
+
+
+@pytest.mark.parametrize("make, sentence", [
+    (lambda: AllSteps(SDE, group=0), "group must be at least 1"),
+    (lambda: AllSteps(SDE, guidance=-1.0), "guidance must be 0 or more"),
+    (lambda: AllSteps(SDE, steps=1), "steps must be at least 2, because the last is never drawn at random, got 1"),
+    (lambda: AllSteps(SDE, train_share=0.0), "train_share must be above 0 and at most 1"),
+    (lambda: AllSteps(SDE, train_share=1.5), "train_share must be above 0 and at most 1"),
+    (lambda: AllSteps(SDE, evaluation_steps=-1), "evaluation_steps must be 0"),
+    (lambda: AllSteps(SDE, evaluation_guidance=-1.0), "guidance must be 0 or more"),
+    (lambda: Window(SDE, width=0), "width must be from 1 to 24, the steps that may be drawn at random, got 0"),
+    (lambda: Window(SDE, width=6, until=5), "width must be from 1 to 5"),
+    (lambda: Window(SDE, stride=0), "stride must be at least 1"),
+    (lambda: Window(SDE, dwell=0), "dwell must be at least 1 training step"),
+    (lambda: Window(SDE, rate=-0.1), "rate must be 0"),
+    (lambda: Window(SDE, until=25), "until must be from 1 to 24, or 0 for all steps but the last, got 25"),
+    (lambda: SingleBranch(SDE, at_once=10), "at_once must be from 1 to 9, or 0 for all 9 steps, got 10"),
+    (lambda: SingleBranch(SDE, at_once=-1), "at_once must be from 1 to 9"),
+    (lambda: SingleBranch(SDE, at_once=4), "group: 6 samples cannot leave 4 branches in equal numbers"),
+    (lambda: Tree(SDE, forks=()), "forks must be one step or more, each once and in order"),
+    (lambda: Tree(SDE, forks=(3, 0)), "forks must be one step or more, each once and in order"),
+    (lambda: Tree(SDE, forks=(0, 0)), "forks must be one step or more, each once and in order"),
+    (lambda: Tree(SDE, forks=(-1, 0)), "forks must be from 0 to 18"),
+    (lambda: Tree(SDE, forks=(0, 19)), "forks must be from 0 to 18"),
+    (lambda: Tree(SDE, children=1), "children must be at least 2"),
+    (lambda: Tree(SDE, group=24), "group: 24 is not a multiple of the 16 leaves of a tree"),
+    (lambda: BackwardInterval(SDE, first=1), "first must be from 2 to 20, the number of steps, got 1"),
+    (lambda: BackwardInterval(SDE, last=21), "last must be from 2 to 20, the number of steps, got 21"),
+    (lambda: BackwardInterval(SDE, stages=0), "stages must be at least 1 training step"),
+    (lambda: BackwardInterval(SDE, branches=1), "branches must be at least 2"),
+    (lambda: BackwardInterval(SDE, group=6), "group: 6 is not a multiple of the 5 leaves of a tree"),
+    (lambda: ODE(group=0), "group must be at least 1"),
+])  # fmt: skip
+def test_wrong_settings(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+# --- all steps --------------------------------------------------------------------------------------------------------
+
+
+def test_all_steps_but_the_last_are_drawn_and_learned_from():
+    plan = AllSteps(SDE).at(3)
+    assert plan.stochastic == tuple(range(9)) and plan.trained is None
+    assert steps(drawn(AllSteps(SDE, group=2).at(3))).step[0].tolist() == list(range(9))
+
+
+def test_a_share_is_learned_from():
+    planner = AllSteps(SDE, steps=16, train_share=0.6)
+    trained, others = ([p.at(step).trained for step in range(1, 200)] for p in (planner, replace(planner, seed=1)))
+    assert planner.at(1).stochastic == tuple(range(15)) and all(len(set(some)) == 9 for some in trained)
+    counts = torch.bincount(torch.tensor(trained).flatten(), minlength=15)
+    assert (counts / len(trained) - 0.6).abs().max() < 0.15  # every step has its turn
+    assert trained != others
+
+
+def test_a_share_too_small_for_a_step_is_one_step():
+    assert len(AllSteps(SDE, train_share=0.01).at(1).trained) == 1
+
+
+def test_a_consistency_model_is_looked_at_with_noise():
+    planner = AllSteps(Consistency(), group=3, steps=8, evaluation_steps=4, evaluate_with_noise=True)
+    plan = planner.evaluation()
+    assert (plan.group, plan.steps, plan.stochastic, plan.transition) == (1, 4, (0, 1, 2), Consistency())
+    assert not torch.equal(drawn(plan).final, drawn(AllSteps(Consistency(), steps=4).evaluation()).final)
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def first(planner: Window, steps: int) -> list[int]:
+    """Where the window begins in each training step from the first."""
+    return [planner.at(step).stochastic[0] for step in range(1, steps + 1)]
+
+
+def test_a_progressive_window_moves_on_and_comes_round_again():
+    planner = Window(SDE, steps=7, width=4, dwell=2)
+    assert first(planner, 8) == [0, 0, 1, 1, 2, 2, 0, 0]
+    assert planner.at(3).stochastic == (1, 2, 3, 4) and planner.at(3).trained is None
+
+
+def test_a_stride_as_wide_as_the_window_does_not_overlap():
+    assert first(Window(SDE, steps=25, width=4, dwell=1, stride=4), 7) == [0, 4, 8, 12, 16, 20, 0]
+
+
+def test_mixgrpo_as_released():
+    planner = Window(SDE)
+    assert [planner.at(step).stochastic for step in (1, 25, 26)] == [(0, 1, 2, 3), (0, 1, 2, 3), (1, 2, 3, 4)]
+    assert planner.at(25 * 20 + 1).stochastic == (20, 21, 22, 23) and planner.at(25 * 21 + 1).stochastic == (0, 1, 2, 3)
+
+
+def test_a_decaying_window_dwells_less_at_late_steps():
+    """ceil(5 e^(-0.5 relu(place - 1))): 5, 5, 4, 2."""
+    planner = Window(SDE, steps=6, width=2, dwell=5, mode="decay", rate=0.5, threshold=1)
+    assert first(planner, 18) == [0] * 5 + [1] * 5 + [2] * 4 + [3] * 2 + [0] * 2
+
+
+def test_flow_grpo_fast_draws_a_window_in_the_first_half():
+    planner = Window(CPS(), steps=10, width=2, dwell=1, mode="random", until=5)
+    places = first(planner, 200)
+    assert set(places) == {0, 1, 2, 3} and min(places.count(place) for place in range(4)) > 25
+    assert places != first(Window(CPS(), steps=10, width=2, dwell=1, mode="random", until=5, seed=1), 200)
+
+
+def test_a_random_window_stays_as_long_as_it_dwells():
+    places = first(Window(SDE, dwell=5, mode="random"), 100)
+    assert all(len(set(places[i : i + 5])) == 1 for i in range(0, 100, 5)) and len(set(places)) > 5
+
+
+# invariant (a)
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_window_over_all_steps_is_all_steps(shared):
+    window = Window(SDE, group=4, steps=6, width=5, shared_start=shared)
+    whole = AllSteps(SDE, group=4, steps=6, shared_start=shared)
+    for step in (1, 30):
+        assert window.at(step) == whole.at(step)
+    assert torch.equal(drawn(window.at(1)).final, drawn(whole.at(1)).final)
+
+
+def test_outside_the_window_samples_of_one_start_move_as_one():
+    rollout = drawn(Window(SDE, group=4, steps=6, width=2).at(26))
+    assert steps(rollout).step[0].tolist() == [1, 2]
+    assert (steps(rollout).before[:4, 0] == steps(rollout).before[0, 0]).all()
+    assert rollout.evaluations.sum() == pytest.approx(2 * (2 + 4 * 4))
+
+
+# --- single branches --------------------------------------------------------------------------------------------------
+
+
+def test_branches_take_turns():
+    assert [SingleBranch(SDE, steps=4).at(step).branches for step in range(1, 6)] == [(0,), (1,), (2,), (0,), (1,)]
+    two = SingleBranch(SDE, steps=4, at_once=2)
+    assert [two.at(step).branches for step in range(1, 5)] == [(0, 1), (0, 2), (1, 2), (0, 1)]
+
+
+def test_tempflow_takes_all_steps_at_once():
+    plan = SingleBranch(SDE, group=54, at_once=0).at(7)
+    assert plan.branches == tuple(range(9)) and plan.compared == 6
+
+
+def test_g2rpo_takes_the_first_eight_of_sixteen():
+    planner = SingleBranch(SDE, group=12, steps=16, until=8)
+    assert [planner.at(step).branches for step in range(1, 10)] == [(k,) for k in (*range(8), 0)]
+
+
+# invariant (b)
+def test_children_of_one_step_leave_from_one_state():
+    rollout = drawn(SingleBranch(SDE, group=6, steps=4, at_once=0).at(1))
+    found = steps(rollout)
+    assert found.step.flatten().tolist() == [0, 0, 1, 1, 2, 2] * 2
+    assert torch.equal(found.before[::2], found.before[1::2]) and (found.after[::2] != found.after[1::2]).any()
+    assert torch.equal(found.origin[::2], found.origin[1::2])
+
+
+def test_an_only_child_has_no_advantage():
+    rollout = drawn(SingleBranch(SDE, group=3, steps=4, at_once=0).at(1))
+    advantage = GroupNorm()(Scores.of("brightness", rollout.media.mean((1, 2, 3))), rollout)
+    assert rollout.group.tolist() == list(range(6)) and (advantage == 0).all()
+
+
+# --- trees ------------------------------------------------------------------------------------------------------------
+
+
+# invariant (c)
+@pytest.mark.parametrize("between", ["noise", "ode"])
+def test_leaves_double_with_every_fork_and_share_what_came_before(between):
+    planner = Tree(SDE, group=8, steps=6, forks=(0, 1, 3), between=between)
+    rollout = drawn(planner.at(1))
+    assert len(torch.unique(rollout.final[:8], dim=0)) == 2**3
+    assert rollout.evaluations.sum() < 2 * 8 * 6
+    assert rollout.evaluations.sum() == pytest.approx(2 * (1 + 2 + 4 + 4 + 8 + 8))
+    expected = [0, 1, 3] if between == "ode" else [0, 1, 2, 3, 4]
+    assert steps(rollout).step[0].tolist() == expected
+
+
+def test_branchgrpo_as_released():
+    plan = Tree(FlowSDE(a=0.3, schedule="constant")).at(1)
+    assert plan.forks == ((0, 2), (3, 2), (6, 2), (9, 2)) and plan.group == 16 and plan.stochastic == tuple(range(19))
+    node = steps(drawn(plan)).node[:16]
+    nodes = [len(node[:, k].unique()) for k in range(19)]
+    assert nodes == [2] * 3 + [4] * 3 + [8] * 3 + [16] * 10
+
+
+def test_a_tree_with_more_children():
+    rollout = drawn(Tree(SDE, group=9, steps=4, forks=(0, 2), children=3).at(1))
+    assert len(torch.unique(rollout.final[:9], dim=0)) == 9
+
+
+# --- backward intervals -----------------------------------------------------------------------------------------------
+
+
+def test_the_interval_grows_from_the_picture_backwards():
+    planner = BackwardInterval(DDIM())
+    plans = [planner.at(step) for step in range(1, 201)]
+    lengths = [20 - plan.forks[0][0] for plan in plans]
+    assert lengths == sorted(lengths) and set(lengths) == set(range(14, 21))
+    assert lengths[0] == 14 and lengths[98] == 19 and lengths[99:] == [20] * 101
+    for plan, length in zip(plans, lengths, strict=True):
+        assert plan.trained == tuple(range(20 - length, 19)) and plan.stochastic == tuple(range(19))
+
+
+@pytest.mark.parametrize("shared", ["noise", "ode"])
+def test_samples_share_their_way_to_the_interval(shared):
+    planner = BackwardInterval(DDIM(), group=6, branches=3, steps=6, first=3, last=4, stages=2, shared=shared)
+    rollout = drawn(planner.at(1))
+    found = steps(rollout)
+    assert found.step[0].tolist() == [3, 4]
+    assert [len(found.before[:6, k].flatten(1).unique(dim=0)) for k in range(2)] == [2, 6]
+    assert torch.equal(found.before[:3, 0], found.before[:1, 0].expand(3, 3, 4, 4))
+    assert rollout.evaluations.sum() == pytest.approx(2 * (2 * 4 + 6 * 2))
+    assert steps(drawn(planner.at(2))).step[0].tolist() == [2, 3, 4]
+
+
+def test_the_way_that_is_shared_is_random_unless_it_is_the_ode():
+    found = [
+        steps(drawn(BackwardInterval(DDIM(), steps=6, first=3, last=3, shared=shared).at(1))).before[0, 0]
+        for shared in ("noise", "ode")
+    ]
+    assert not torch.equal(*found)
+
+
+# --- clean samples ----------------------------------------------------------------------------------------------------
+
+
+def test_the_ode_draws_clean_samples_only():
+    rollout = drawn(ODE(group=3).at(1))
+    assert rollout.decisions == () and len(torch.unique(rollout.final, dim=0)) == 6
+
+
+# --- the formulas they are made of ------------------------------------------------------------------------------------
+
+
+def test_a_stage_lasts_as_long_as_it_says():
+    assert [windows.stage(step, [2, 1, 3]) for step in range(9)] == [0, 0, 0, 1, 2, 2, 2, 0, 0]
+
+
+@pytest.mark.parametrize("start, length", [(0, 25), (13, 25), (14, 23), (20, 13), (200, 1)])
+def test_fading_as_mixgrpo_releases_it(start, length):
+    """25, 25, 25 e^-0.1 = 22.6, 25 e^-0.7 = 12.4, nearly 0."""
+    assert windows.fading(25, start, 0.1, 13) == length
+
+
+def test_shares_are_rounded_down():
+    assert len(windows.share_of(range(100), 0.29, "test")) == 29  # 0.29 x 100 is 28.999999999999996
+    assert [len(windows.share_of(range(10), share, "test")) for share in (0.7, 0.69, 1.0, 0.01)] == [7, 6, 10, 1]
+
+
+def test_growing_is_even():
+    assert [windows.growing(2, 4, 5, step) for step in range(8)] == [2, 2, 2, 3, 3, 4, 4, 4]
+    assert windows.growing(4, 2, 1, 1) == 4
