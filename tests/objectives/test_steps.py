@@ -218,12 +218,12 @@ def test_steps_weigh_as_they_are_noisy_with_mean_one():
     policy, of = first(StepClip())
     std = of.rollout.decisions[0].std
     expected = -(of.advantage[:, None] * std / std.mean() * policy.logp(of.rollout)).mean()
-    loss = lost(StepClip(weights="std"), of, policy)
+    loss = lost(StepClip(step_weights="std"), of, policy)
     torch.testing.assert_close(slope(loss, policy), slope(expected, policy))
     part = take(of, torch.tensor([0, 5]))
     alone = replace(part, rollout=replace(part.rollout, plan=replace(part.rollout.plan, trained=(1, 2, 3))))
-    same = lost(StepClip(weights="std"), alone, policy).total
-    torch.testing.assert_close(same, lost(StepClip(weights="std"), part, policy).total)
+    same = lost(StepClip(step_weights="std"), alone, policy).total
+    torch.testing.assert_close(same, lost(StepClip(step_weights="std"), part, policy).total)
 
 
 def test_credit_is_proportional():

@@ -23,7 +23,7 @@ class StepClip(Objective[Denoiser]):
 
         DDPO-IS        clip 1e-4, transition ddim, advantages of a prompt's history
         Flow-GRPO      clip 1e-4, kl 0.04 (GenEval, OCR) or 0.01 (PickScore), kl_form flow_grpo; with cps clip 1e-5
-        TempFlow-GRPO  clip 1e-4, weights std, kl 0.004 (0.001 PickScore)
+        TempFlow-GRPO  clip 1e-4, step_weights std, kl 0.004 (0.001 PickScore)
         DanceGRPO, MixGRPO   clip 1e-4, no kl
         BranchGRPO, Identity-GRPO   clip 1e-3; the first with advantage tree
 
@@ -37,7 +37,9 @@ class StepClip(Objective[Denoiser]):
     clip: float = 1e-4  # how far below 1 the ratio may go before the gradient stops
     clip_high: float | None = None  # how far above 1; None: as far as below
     max_advantage: float = 5.0  # advantages are cut at plus and minus this (DDPO's JAX code 10)
-    weights: Literal["even", "std"] = "even"  # std: steps weigh as they are noisy, mean 1 over a plan (TempFlow, GARDO)
+    step_weights: Literal["even", "std"] = (
+        "even"  # std: steps weigh as they are noisy, mean 1 over a plan (TempFlow, GARDO)
+    )
     kl: float = 0.0  # weight of the distance to the reference; above 0 keeps a reference copy
     kl_form: steps.Distance = "gaussian"  # which distance: exact, without the step's length, of velocities, of noises
 
@@ -61,7 +63,7 @@ class StepClip(Objective[Denoiser]):
         advantage = per_decision(batch.advantage).clamp(-self.max_advantage, self.max_advantage)
         high = self.clip if self.clip_high is None else self.clip_high
         values = clipped_surrogate(ratio, advantage, self.clip, high)
-        if self.weights == "std":
+        if self.step_weights == "std":
             plan, std = rollout.plan, steps.latents_of(rollout, "objective.step_clip").std
             assert isinstance(plan, LatentPlan) and plan.transition is not None
             usual = steps.deviation(plan.transition.move, steps.times_of(plan.learned, policy.times(plan.steps))).mean()

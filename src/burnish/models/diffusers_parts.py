@@ -1,0 +1,201 @@
+"""What policies in diffusers' pipeline format share: reading and writing the folder, texts encoded once, decoding.
+
+Such a folder has model_index.json, which names the class of each part, and one folder a part. Reading is strict: every
+part is of the library it says, and a weight that is missing is a ValueError, where diffusers would draw it at random.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+INDEX = "model_index.json"
+
+
+class Folder:
+    """A pipeline in diffusers' format. Raises ValueError for a folder that holds none, or one of another class."""
+
+    def __init__(self, path: Path, pipeline: str) -> None:
+        self.path, self._pipeline, file = path, pipeline, path / INDEX
+        if not file.is_file():
+            raise ValueError(f"{file}: no such file; a {pipeline} is a folder with {INDEX} and a folder for each part")
+        try:
+            self.index = json.loads(file.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file}: not JSON ({error})") from error
+        found = self.index.get("_class_name") if isinstance(self.index, dict) else None
+        if found != pipeline:
+            raise ValueError(f"{file}: holds {'no pipeline' if found is None else f'a {found}'}, not a {pipeline}")
+
+    def kind(self, name: str) -> str | None:
+        """The class of a part; None for one that was left out."""
+        entry = self.index.get(name)
+        return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Any:
+        """A part: a model with weights of `dtype`, frozen; without a dtype a tokenizer or a scheduler. None: left out.
+
+        Raises ValueError, naming the folder, for a part that is missing, cut short, or lacks a weight.
+        """
+        if (kind := self.kind(name)) is None:
+            return None
+        library, where = self.index[name][0], self.path / name
+        if library not in ("diffusers", "transformers"):  # a name chooses code to run: no others
+            raise ValueError(f"{self.path / INDEX}: {name} is of {library!r}; only diffusers and transformers are read")
+        if not where.is_dir():
+            raise ValueError(f"{where}: no such folder, but {INDEX} names a {kind} there")
+        try:
+            loaded = getattr(importlib.import_module(library), kind)
+        except AttributeError:
+            raise ValueError(f"{self.path / INDEX}: this {library} knows no {kind} (of {name})") from None
+        if dtype is not None and not (where / "config.json").is_file():
+            raise ValueError(f"{where / 'config.json'}: no such file; it would tell the shape of the {kind}")
+        if dtype is None:
+            _vocabulary(where, getattr(loaded, "vocab_files_names", {}))
+            return _guarded(where, kind, lambda: loaded.from_pretrained(where, local_files_only=True))
+        precision = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
+        model, report = _guarded(
+            where,
+            kind,
+            lambda: loaded.from_pretrained(where, local_files_only=True, output_loading_info=True, **precision),
+        )
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"{where}: the weights of the {kind} lack {_few(missing)}")
+        return model.eval().requires_grad_(False)
+
+    def needed(self, name: str, dtype: torch.dtype | None = None) -> Any:
+        """The same of a part that cannot be left out."""
+        if (part := self.read(name, dtype)) is None:
+            raise ValueError(f"{self.path / INDEX}: names no {name}, which this model cannot do without")
+        return part
+
+    def assembled(self, **parts: Any) -> Any:
+        """diffusers' pipeline of these parts."""
+        return getattr(importlib.import_module("diffusers"), self._pipeline)(**parts)
+
+    def write(self, folder: Path, changed: Mapping[str, Any]) -> None:
+        """The pipeline in `folder`: the parts `changed` written anew, all others copied as they are."""
+        if folder.resolve() == self.path.resolve():
+            raise ValueError(f"{folder}: the model was read from here; name another folder to write it to")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in self.index:
+            if name in changed:
+                changed[name].save_pretrained(folder / name)
+            elif self.kind(name) and (self.path / name).is_dir():
+                shutil.copytree(self.path / name, folder / name, dirs_exist_ok=True)
+        shutil.copyfile(self.path / INDEX, folder / INDEX)
+
+
+class Texts:
+    """Texts encoded by frozen networks, each once, and remembered on the CPU as they came.
+
+    encode  texts to tensors, a row each
+    rows    texts that go through the networks together
+    room    bytes remembered; the text not asked for longest goes first. A text of SD3 takes 5.4 MB, of SD 1.5 0.24
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[list[str]], Sequence[Tensor]],
+        device: torch.device,
+        rows: int = 32,
+        room: int = 4 * 2**30,
+    ) -> None:
+        self.encoded = 0  # texts that went through the networks, for tests and for the curious
+        self._encode, self._device, self._rows, self._room = encode, device, rows, room
+        self._known: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
+        """What `encode` gives, a row a text."""
+        new = list(dict.fromkeys(text for text in texts if text not in self._known))
+        for start in range(0, len(new), self._rows):
+            some = new[start : start + self._rows]
+            encoded = [part.cpu() for part in self._encode(some)]
+            for row, text in enumerate(some):
+                self._known[text] = tuple(part[row].clone() for part in encoded)
+            self.encoded += len(some)
+        for text in texts:
+            self._known.move_to_end(text)
+        found = tuple(torch.stack(parts).to(self._device) for parts in zip(*(self._known[t] for t in texts)))
+        size = sum(part.nbytes for part in self._known[texts[0]])  # all texts have the same slots
+        while len(self._known) > 1 and size * len(self._known) > self._room:
+            self._known.popitem(last=False)
+        return found
+
+
+class Decoder:
+    """Latents to pictures in [0, 1], by diffusers' AutoencoderKL with the scale and the shift that its config tells.
+
+    precision  of its arithmetic; its weights are float32
+    tiled      decode in overlapping tiles that are blended: less memory, and faint seams. The config's sample_size is
+               the side of a tile
+    """
+
+    def __init__(self, vae: Any, precision: Precision, tiled: bool) -> None:
+        self._vae = vae
+        self._precision: Precision = precision
+        self.cell = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels a side of a latent's place
+        self.channels = int(vae.config.latent_channels)
+        self._scale, self._shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+        if tiled:
+            vae.enable_tiling()
+
+    def __call__(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+        with autocast(latents.device, self._precision):
+            pictures = self._vae.decode(latents / self._scale + self._shift, return_dict=False)[0]
+        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """A block whose matrix products are of that precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def latent_shape(pixels: int, decoder: Decoder, channels: int, patch: int, where: str) -> tuple[int, int, int]:
+    """Channels and sides of a latent. Raises ValueError for a picture or a network that does not fit the decoder."""
+    if pixels < 1 or pixels % (decoder.cell * patch):
+        raise ValueError(f"{where}.pixels: {pixels} is not a multiple of this model's {decoder.cell * patch}")
+    if channels != decoder.channels:
+        raise ValueError(
+            f"{where}: the network reads {channels} channels, the decoder {decoder.channels}; "
+            "models that read more than noise (inpainting, editing) are not drawn from by text alone"
+        )
+    return channels, pixels // decoder.cell, pixels // decoder.cell
+
+
+def _vocabulary(where: Path, files: Mapping[str, str]) -> None:
+    """Raises ValueError for a tokenizer without its words: transformers would make one that knows three."""
+    if files and not (where / "tokenizer_config.json").is_file():
+        raise ValueError(f"{where / 'tokenizer_config.json'}: no such file; it would tell how long a text may be")
+    lacking = [name for name in files.values() if name != files.get("tokenizer_file") and not (where / name).is_file()]
+    if lacking and not (where / files.get("tokenizer_file", lacking[0])).is_file():
+        raise ValueError(f"{where}: holds neither {files.get('tokenizer_file')} nor {' and '.join(lacking)}")
+
+
+def _guarded(where: Path, kind: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives, its many errors as one that names the folder."""
+    from safetensors import SafetensorError
+
+    try:
+        return read()
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(
+            f"{where}: not readable as a {kind}; a file may be missing, cut short, or of another model ({reason})"
+        ) from error
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

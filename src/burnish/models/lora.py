@@ -1,0 +1,56 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), by peft: put into a network, and added into its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters in place of all weights; which layers get one is the policy's to say."""
+
+    rank: int = 16  # of each update
+    alpha: int = 32  # the update is scaled by alpha / rank
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1:
+            raise ValueError(f"lora: rank and alpha must be at least 1, got {self.rank} and {self.alpha}")
+
+
+def adapt(
+    module: nn.Module, lora: Lora, layers: Sequence[str], start: Literal["kaiming", "gaussian"] = "kaiming"
+) -> None:
+    """Put adapters on the layers whose names end so, and freeze everything else.
+
+    start  of the first factor: peft's own, or N(0, 1 / rank) as diffusers' training scripts have it. The second is 0,
+           so that the network is unchanged until it is trained
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=list(layers),
+        init_lora_weights=True if start == "kaiming" else "gaussian",
+    )
+    inject_adapter_in_model(config, module)
+
+
+def merged(module: M) -> M:
+    """A copy, with its adapters added into the weights, under the names the weights had before."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    whole = deepcopy(module)
+    for parent in list(whole.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BaseTunerLayer):
+                child.merge()
+                setattr(parent, name, child.get_base_layer())
+    return whole

@@ -1,0 +1,83 @@
+"""Every recipe of a released denoiser does two steps on a pipeline of the real classes with small random weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import tiny_diffusers
+import torch
+
+from burnish.core import LatentPlan, Reward, Scorer
+from burnish.engine.loop import train
+from burnish.engine.reporter import Reporter
+from burnish.recipe import read
+from burnish.types import Scores
+
+NAMES = [
+    name
+    for name, _ in read.shipped()
+    if "/" not in name and isinstance(read.read(name).source.plan_at(1), LatentPlan)
+]
+
+
+@dataclass(frozen=True)
+class Brightness(Reward):
+    """Mean of the pixels, with its gradient."""
+
+    differentiable: ClassVar[bool] = True
+
+    def load(self, device: torch.device) -> Scorer:
+        return _Brightness()
+
+
+class _Brightness(Scorer):
+    def __call__(self, images, prompts) -> Scores:
+        return Scores.of("brightness", images.mean((1, 2, 3)))
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory):
+    home = tmp_path_factory.mktemp("pipelines")
+    return {"sd3": tiny_diffusers.sd3(home / "sd3"), "sd": tiny_diffusers.sd(home / "sd")}
+
+
+def test_there_are_recipes():
+    assert {"flow_grpo", "cps", "diffusionnft", "tempflow_grpo", "draft"} <= set(NAMES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_steps(name, pipelines, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue star\ntwo crosses\n")
+    whole = read.read(name)
+    kind = type(whole.policy).__name__.lower()
+    [plan] = read.draft(name).data["source"]["on_policy"]["plan"]
+    way = f"source.on_policy.plan.{plan}"
+    steps = whole.source.plan_at(1).steps
+    group = {"single_branch": 18}.get(plan, min(whole.source.plan_at(1).group, 4))
+    settings = {
+        "policy": pipelines[kind],
+        "reward": Brightness(),
+        "measures": {},
+        "suites": {},
+        "source.on_policy.prompts": str(tmp_path / "prompts.txt"),
+        "source.on_policy.per_step": 2,
+        "source.on_policy.rows": 0,
+        f"{way}.group": group,
+        f"{way}.steps": min(steps, 10),
+        "optim.micro": group,
+        "optim.lr": 1e-3,
+        "steps": 2,
+        "device": "cpu",
+    }
+    folder = train(read.read(name, settings=settings), tmp_path / "run", False, Reporter(tmp_path / "run", quiet=True))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    first, second = lines[1:]
+    assert first["draw/samples"] == 2 * group and first["draw/evaluations"] > 0
+    assert first["update/grad_norm"] > 0 and second["update/grad_norm"] > 0
+    if "update/law_gap" in first:
+        assert first["update/law_gap"] < 1e-5
+    assert first["score/total_mean"] != second["score/total_mean"]

@@ -1,0 +1,155 @@
+"""Small random Stable Diffusions, built from diffusers' own classes, saved in the real format, loaded as users do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish.formulas.noise import Noise
+from burnish.policies.sd import SD
+from burnish.policies.sd3 import SD3
+from burnish.types import Prompt
+
+TEXTS = ("a red circle", "two blue stars above a square", "star")
+WORDS = sorted({word for text in TEXTS for word in text.split()})
+LENGTH = 32  # slots of CLIP: every letter takes one
+
+
+def sd3(
+    folder: Path, scheduler: dict[str, Any] | None = None, t5: bool = True, dual: bool = True, **fields: Any
+) -> SD3:
+    """A pipeline of three text encoders (two without `t5`) in `folder`, and the settings that load it. 4x8x8 latents.
+
+    dual  the first layer has a second attention and normalised queries, as in 3.5 medium
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    torch.manual_seed(5)
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=40,
+        caption_projection_dim=16,
+        pooled_projection_dim=20,
+        out_channels=4,
+        pos_embed_max_size=8,
+        dual_attention_layers=(0,) if dual else (),
+        qk_norm="rms_norm" if dual else None,
+    )
+    StableDiffusion3Pipeline(
+        transformer=enlivened(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **(scheduler or {})}),
+        vae=vae(scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip(16, projected=8),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(16, projected=12),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5_encoder(40) if t5 else None,
+        tokenizer_3=t5_tokenizer() if t5 else None,
+    ).save_pretrained(folder)
+    return SD3(str(folder), **{"pixels": 16, "text_length": 7, **fields})
+
+
+def sd(folder: Path, scheduler: dict[str, Any] | None = None, **fields: Any) -> SD:
+    """A pipeline in `folder`, and the settings that load it. 4x8x8 latents; the noise of SD 1.5."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    torch.manual_seed(6)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    StableDiffusionPipeline(
+        unet=enlivened(unet),
+        scheduler=DDIMScheduler(**{**settings, "clip_sample": False, **(scheduler or {})}),
+        vae=vae(scaling_factor=0.7),
+        text_encoder=clip(16),
+        tokenizer=clip_tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return SD(str(folder), **{"pixels": 16, **fields})
+
+
+def enlivened(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights that leave no branch at zero: released models start some there."""
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, 1.0 if weight.dim() == 1 else 0.0, 0.1 if weight.dim() == 1 else 0.15)
+    return model
+
+
+def vae(**fields: Any) -> torch.nn.Module:
+    """Two pixels a side of a latent's place; tiles of 4x4 places."""
+    from diffusers import AutoencoderKL
+
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(
+        block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, sample_size=8, **kinds, **fields
+    )
+
+
+def clip(width: int, projected: int = 0) -> torch.nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(clip_tokenizer()),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        projection_dim=projected or width,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return enlivened((CLIPTextModelWithProjection if projected else CLIPTextModel)(config))
+
+
+def clip_tokenizer() -> Any:
+    """One token a letter, as CLIP spells a word that it does not know."""
+    from transformers import CLIPTokenizer
+
+    letters = sorted(set("".join(WORDS)))
+    entries = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    return CLIPTokenizer({entry: number for number, entry in enumerate(entries)}, [], model_max_length=LENGTH)
+
+
+def t5_encoder(width: int) -> torch.nn.Module:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=len(t5_tokenizer()), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2, is_gated_act=True
+    )
+    return enlivened(T5EncoderModel(config))
+
+
+def t5_tokenizer() -> Any:
+    from transformers import T5TokenizerFast
+
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return T5TokenizerFast([*special, *((f"▁{word}", -1.0) for word in WORDS)], extra_ids=0, model_max_length=512)
+
+
+def prompts(each: int = 2) -> tuple[Prompt, ...]:
+    return tuple(Prompt(str(i), text) for i, text in enumerate(TEXTS) for _ in range(each))
+
+
+def noise(b: int, step: int = 0) -> Noise:
+    return Noise(7, step, tuple(range(b)))
