@@ -8,7 +8,8 @@ from tiny_llamagen import noise, prompts, spec
 
 from burnish.core import Copy
 from burnish.formulas.noise import Noise
-from burnish.policies.llamagen import LlamaGenPolicy, Lora
+from burnish.models.lora import Lora
+from burnish.policies.llamagen import LlamaGenPolicy
 from burnish.types import Prompt, TokenPlan, take
 
 CPU = torch.device("cpu")

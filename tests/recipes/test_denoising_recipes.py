@@ -17,9 +17,7 @@ from burnish.recipe import read
 from burnish.types import Scores
 
 NAMES = [
-    name
-    for name, _ in read.shipped()
-    if "/" not in name and isinstance(read.read(name).source.plan_at(1), LatentPlan)
+    name for name, _ in read.shipped() if "/" not in name and isinstance(read.read(name).source.plan_at(1), LatentPlan)
 ]
 
 

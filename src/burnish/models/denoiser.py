@@ -7,8 +7,8 @@ else (steps, trees, what is recorded, copies of the weights) is here, once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -212,21 +212,6 @@ def taken(conditions: Any, rows: Int[Tensor, " n"]) -> Any:
     if isinstance(conditions, (tuple, list)):
         return tuple(taken(value, rows) for value in conditions)
     return conditions
-
-
-@contextmanager
-def adapters_off(module: torch.nn.Module) -> Iterator[None]:
-    """A block in which the peft adapters of a module do nothing."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
 
 
 def _ways(plan: LatentPlan, b: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -41,6 +42,21 @@ def adapt(
         init_lora_weights=True if start == "kaiming" else "gaussian",
     )
     inject_adapter_in_model(config, module)
+
+
+@contextmanager
+def adapters_off(module: nn.Module) -> Iterator[None]:
+    """A block in which the peft adapters of a module do nothing."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def merged(module: M) -> M:

@@ -8,9 +8,10 @@ exact); guidance mixes outputs before the head, which is linear, so that the hea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,17 +28,10 @@ from burnish.models.captions import Captions
 from burnish.models.llamagen.files import gpt_shape, load_gpt, load_vq, save_model, vq_shape
 from burnish.models.llamagen.gpt import GPT, Cache, GPTConfig, Prefix, released_gpt
 from burnish.models.llamagen.vq import RELEASED_VQ, VQModel, decode_in_chunks
+from burnish.models.lora import Lora, adapt, adapters_off, merged
 from burnish.models.places import fetch
 from burnish.models.weights import Copies
 from burnish.types import Law, Plan, Prompt, Rollout, TokenPlan, Tokens
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters on every linear layer of the network's blocks (Hu et al. 2021), by peft."""
-
-    rank: int = 16  # of each update
-    alpha: int = 32  # the update is scaled by alpha / rank
 
 
 @dataclass(frozen=True)
@@ -115,7 +109,9 @@ class LlamaGenPolicy(Policy):
         self.spec, self.gpt, self.vq, self.captions, self.device = spec, gpt, vq, captions, device
         self.side = spec.pixels // vq.config.cell
         self._cache: Cache | None = None
-        off = _adapt(gpt, spec.lora) if spec.lora else None
+        if spec.lora:
+            adapt(gpt, spec.lora, ("wqkv", "wo", "w1", "w2", "w3"))  # every linear layer of the blocks
+        off = partial(adapters_off, gpt) if spec.lora else None
         self._copies = Copies([(n, p) for n, p in gpt.named_parameters() if p.requires_grad], off)
 
     # --- drawing -----------------------------------------------------------------------------------------------------
@@ -242,7 +238,7 @@ class LlamaGenPolicy(Policy):
         self._copies.restore(state)
 
     def export(self, folder: Path) -> None:
-        save_model(_merged(self.gpt), folder)
+        save_model(merged(self.gpt), folder)
 
 
 def class_of(prompt: Prompt, classes: int) -> int:
@@ -270,40 +266,3 @@ def _distinct(prompts: Sequence[Prompt]) -> tuple[Int[Tensor, " b"], list[Prompt
             place[prompt.id] = len(distinct)
             distinct.append(prompt)
     return torch.tensor([place[p.id] for p in prompts], dtype=torch.long), distinct
-
-
-def _adapt(gpt: GPT, lora: Lora) -> Callable[[], AbstractContextManager[None]]:
-    """Put adapters on the blocks and freeze the rest. Returns the block in which they are switched off."""
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    names = ["wqkv", "wo", "w1", "w2", "w3"]
-    inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names), gpt)
-    layers = [module for module in gpt.modules() if isinstance(module, BaseTunerLayer)]
-
-    @contextmanager
-    def off() -> Iterator[None]:
-        for layer in layers:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.enable_adapters(True)
-
-    return off
-
-
-def _merged(gpt: GPT) -> GPT:
-    """The network with its adapters added into the weights, under the released key names."""
-    from copy import deepcopy
-
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    whole = deepcopy(gpt)
-    for parent in list(whole.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, BaseTunerLayer):
-                child.merge()
-                setattr(parent, name, child.get_base_layer())
-    return whole

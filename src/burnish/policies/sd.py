@@ -24,9 +24,9 @@ from torch import Tensor
 from burnish.core import PolicySpec
 from burnish.formulas.gaussian import rows, variance_preserving
 from burnish.formulas.guidance import guided
-from burnish.models.denoiser import DenoisingPolicy, Network, adapters_off
+from burnish.models.denoiser import DenoisingPolicy, Network
 from burnish.models.diffusers_parts import DTYPES, Decoder, Folder, Texts, autocast, latent_shape
-from burnish.models.lora import Lora, adapt, merged
+from burnish.models.lora import Lora, adapt, adapters_off, merged
 from burnish.models.places import fetch
 from burnish.types import Prompt
 
