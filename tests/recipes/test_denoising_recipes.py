@@ -55,7 +55,7 @@ def test_two_steps(name, pipelines, tmp_path):
     [plan] = read.draft(name).data["source"]["on_policy"]["plan"]
     way = f"source.on_policy.plan.{plan}"
     steps = whole.source.plan_at(1).steps
-    group = {"single_branch": 18}.get(plan, min(whole.source.plan_at(1).group, 4))
+    group = {"single_branch": 18, "tree": 16}.get(plan, min(whole.source.plan_at(1).group, 4))
     settings = {
         "policy": pipelines[kind],
         "reward": Brightness(),
@@ -65,7 +65,7 @@ def test_two_steps(name, pipelines, tmp_path):
         "source.on_policy.per_step": 2,
         "source.on_policy.rows": 0,
         f"{way}.group": group,
-        f"{way}.steps": min(steps, 10),
+        f"{way}.steps": min(steps, 12),
         "optim.micro": group,
         "optim.lr": 1e-3,
         "steps": 2,
