@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -105,8 +106,8 @@ class ToyPolicy(Policy):
     def using(self, copy: str) -> AbstractContextManager[None]:
         return self._copies.using(copy)
 
-    def advance(self) -> None:
-        self._copies.advance()
+    def advance(self, step: int, after: Literal["update", "step"]) -> None:
+        self._copies.advance(step, after)
 
     def state(self) -> dict[str, Tensor]:
         return self._copies.state()

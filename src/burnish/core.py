@@ -24,9 +24,22 @@ from burnish.types import Batch, Loss, Plan, Prompt, Rollout, Scores, TokenPlan
 
 @dataclass(frozen=True)
 class Copy:
-    """A second set of the trainable weights, kept beside the live one."""
+    """A second set of the trainable weights, kept beside the live one.
 
-    decay: float | None = None  # None: stays as it was at the start; d: copy <- d copy + (1 - d) live after each update
+    With a decay d it is an average, copy <- d copy + (1 - d) live. d may rise with the number i of the training step:
+    min(decay, rise max(0, i - flat)). A function of the step: there is nothing to save.
+    """
+
+    decay: float | None = None  # d, or what it rises to; None: the copy stays as it was at the start
+    rise: float = 0.0  # of d with every training step; 0: d is `decay` from the beginning
+    flat: int = 0  # training steps before it begins to rise, in which d is 0 and the copy is the live weights
+    every: Literal["update", "step"] = "update"  # when it moves: after each update, or after all updates of a step
+
+    def decay_at(self, step: int) -> float | None:
+        """d at a training step, counted from 1."""
+        if self.decay is None or self.rise == 0:
+            return self.decay
+        return min(self.decay, self.rise * max(0, step - self.flat))
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,8 @@ class Policy(ABC):
         """Work with another copy of the weights inside the block ("live" changes nothing)."""
 
     @abstractmethod
-    def advance(self) -> None:
-        """Move the averaged copies one step towards the live weights. Called once after every optimiser update."""
+    def advance(self, step: int, after: Literal["update", "step"]) -> None:
+        """Move the averaged copies that move now. Called after every optimiser update, and after those of a step."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

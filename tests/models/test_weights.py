@@ -24,7 +24,7 @@ def drifted(live: list[tuple[str, torch.nn.Parameter]], copies: Copies) -> None:
         with torch.no_grad():
             for _, weight in live:
                 weight.add_(torch.randn_like(weight))
-        copies.advance()
+        copies.advance(1, "update")
 
 
 def test_averages_move_by_their_decay_and_the_reference_does_not(live: list) -> None:
@@ -33,13 +33,35 @@ def test_averages_move_by_their_decay_and_the_reference_does_not(live: list) -> 
     copies.keep({"old": Copy(0.75), "reference": Copy()})
     with torch.no_grad():
         x.fill_(0.0)
-    copies.advance()  # 0.75 * 8 + 0.25 * 0
-    copies.advance()  # 0.75 * 6
+    copies.advance(1, "update")  # 0.75 * 8 + 0.25 * 0
+    copies.advance(1, "update")  # 0.75 * 6
     with copies.using("old"):
         assert x.item() == 4.5
     with copies.using("reference"):
         assert x.item() == 8.0
     assert x.item() == 0.0
+
+
+def test_a_decay_that_rises_is_a_function_of_the_step() -> None:
+    nft = Copy(0.5, rise=0.001, every="step")
+    assert [nft.decay_at(step) for step in (1, 100, 499, 500, 9000)] == [0.001, 0.1, 0.499, 0.5, 0.5]
+    late = Copy(0.999, rise=0.0075, flat=75)
+    assert [late.decay_at(step) for step in (1, 75, 76, 1000)] == [0.0, 0.0, 0.0075, 0.999]
+    assert Copy().decay_at(7) is None and Copy(0.9).decay_at(7) == 0.9
+
+
+def test_copies_of_a_step_stay_through_its_updates() -> None:
+    copies = Copies([("x", torch.nn.Parameter(torch.tensor([8.0])))])
+    (x,) = copies._live.values()
+    copies.keep({"old": Copy(0.0, every="step")})
+    with torch.no_grad():
+        x.fill_(2.0)
+    copies.advance(1, "update")
+    with copies.using("old"):
+        assert x.item() == 8.0
+    copies.advance(1, "step")
+    with copies.using("old"):
+        assert x.item() == 2.0
 
 
 @pytest.mark.parametrize("name", ["old", "reference"])

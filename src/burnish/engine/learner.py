@@ -69,6 +69,7 @@ class Learner:
                 if name != "law_gap" or number == 0:
                     found.setdefault(name, []).append(mean)
         self._adam.zero_grad(set_to_none=True)
+        self._policy.advance(step, "step")
         means = {f"update/{name}": _mean(parts) for name, parts in found.items()}
         return {
             **means,
@@ -135,7 +136,7 @@ class Learner:
         for group in self._adam.param_groups:
             group["lr"] = self._optim.lr * self.rate(at)
         self._adam.step()
-        self._policy.advance()
+        self._policy.advance(step, "update")
         self.updates += 1
         return length, metrics
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -190,8 +190,8 @@ class DenoisingPolicy(Denoiser):
     def using(self, copy: str) -> AbstractContextManager[None]:
         return self._copies.using(copy)
 
-    def advance(self) -> None:
-        self._copies.advance()
+    def advance(self, step: int, after: Literal["update", "step"]) -> None:
+        self._copies.advance(step, after)
 
     def state(self) -> dict[str, Tensor]:
         return self._copies.state()

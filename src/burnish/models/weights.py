@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -67,13 +68,14 @@ class Copies:
         finally:
             self._in_use = None
 
-    def advance(self) -> None:
-        """copy <- d copy + (1 - d) live, for every copy with a decay d."""
+    def advance(self, step: int, after: Literal["update", "step"]) -> None:
+        """copy <- d copy + (1 - d) live, for every copy with a decay d that moves now."""
         assert self._in_use is None, "the live weights are swapped out"
         with torch.no_grad():
             for name, weights in self._copies.items():
-                decay = self._rules[name].decay
-                if decay is not None:
+                rule = self._rules[name]
+                decay = rule.decay_at(step)
+                if decay is not None and rule.every == after:
                     for key, weight in weights.items():
                         weight.mul_(decay).add_(self._live[key].detach(), alpha=1 - decay)
 

@@ -28,8 +28,7 @@ class AWM(Objective[Denoiser]):
         even  l            t  t l            t2  t^2 l
         huber   t ((l + e)^power - e^power) / power      power 0.25; 0.5 is twice their "huber"
 
-    Trained and best sampled without guidance (14 steps). Weights of a copy move after every update: with several
-    updates a rollout the ratio is to the weights before the last one.
+    Trained and best sampled without guidance (14 steps).
 
     Metrics:
         ratio_mean    mean ratio to the weights that drew; 1 in the first update
@@ -59,7 +58,7 @@ class AWM(Objective[Denoiser]):
     def needs(self) -> Needs:
         average = {"average": Copy(self.decay)} if self.ema_kl > 0 else {}
         near = {"reference": Copy()} if self.kl > 0 else {}
-        return Needs(copies={"old": Copy(0.0), **average, **near})
+        return Needs(copies={"old": Copy(0.0, every="step"), **average, **near})
 
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, keep = batch.rollout, batch.keep

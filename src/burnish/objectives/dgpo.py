@@ -36,7 +36,8 @@ class DGPO(Objective[Denoiser]):
     base: Literal["reference", "old"] = "reference"  # l_base: of the first weights, or of the fast average
     clip: float = 0.01  # half-width of the trust region in exp(l_old - l) (released: 1e-3 to 5e-2)
     max_advantage: float = 5.0  # advantages are cut at plus and minus this
-    decay: float = 0.3  # of the fast average (released: rising to it by 0.001 a step)
+    decay: float = 0.3  # what that of the fast average rises to
+    rise: float = 0.001  # of this decay with every step; 0: it is what it is from the beginning
     kl: float = 0.001  # weight of the distance to the reference (0.02 for some rewards)
     draws: int = 4  # times that each group is noised to in an update
     times: Times = "steps"  # which times: those of the sampler, uniform, logit_normal
@@ -50,7 +51,7 @@ class DGPO(Objective[Denoiser]):
             )
 
     def needs(self) -> Needs:
-        return Needs(copies={"reference": Copy(), "old": Copy(self.decay)}, whole_groups=True)
+        return Needs(copies={"reference": Copy(), "old": Copy(self.decay, self.rise, every="step")}, whole_groups=True)
 
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, keep = batch.rollout, batch.keep

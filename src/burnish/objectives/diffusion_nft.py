@@ -37,22 +37,24 @@ class DiffusionNFT(Objective[Denoiser]):
 
     beta: float = 1.0  # how far v+ and v- lie from v_old (0.1 for OCR and several rewards)
     max_advantage: float = 5.0  # the advantage at which a sample is all good, minus it all bad
-    decay: float = 0.5  # of the average that draws (released: rising from 0 to 0.5 or, after 75 steps, to 0.999)
+    decay: float = 0.5  # what that of the average that draws rises to (0.999 with flat 75 and rise 0.0075)
+    rise: float = 0.001  # of this decay with every step; 0: it is what it is from the beginning
+    flat: int = 0  # steps before it rises, in which the live weights draw
     kl: float = 1e-4  # weight of the distance to the reference; above 0 keeps a reference copy
     weighting: Literal["clean", "none"] = "clean"  # none: |v - v*|^2 as it stands in the paper
     draws: int = 1  # times that each sample is noised to in an update
     times: Times = "steps"  # which times: those of the sampler, uniform, logit_normal
 
     def __post_init__(self) -> None:
-        if not self.beta > 0 or not self.max_advantage > 0 or not 0 <= self.decay < 1:
+        if not self.beta > 0 or not self.max_advantage > 0 or not 0 <= self.decay < 1 or self.rise < 0:
             raise ValueError(
-                "objective.diffusion_nft: beta and max_advantage must be above 0 and decay in [0, 1), "
-                f"not {self.beta}, {self.max_advantage}, {self.decay}"
+                "objective.diffusion_nft: beta and max_advantage must be above 0 and decay in [0, 1), rise 0 or more, "
+                f"not {self.beta}, {self.max_advantage}, {self.decay}, {self.rise}"
             )
 
     def needs(self) -> Needs:
         near = {"reference": Copy()} if self.kl > 0 else {}
-        return Needs(draw_from="old", copies={"old": Copy(self.decay), **near})
+        return Needs(draw_from="old", copies={"old": Copy(self.decay, self.rise, self.flat, "step"), **near})
 
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, keep = batch.rollout, batch.keep

@@ -228,8 +228,8 @@ class LlamaGenPolicy(Policy):
     def using(self, copy: str) -> AbstractContextManager[None]:
         return self._copies.using(copy)
 
-    def advance(self) -> None:
-        self._copies.advance()
+    def advance(self, step: int, after: Literal["update", "step"]) -> None:
+        self._copies.advance(step, after)
 
     def state(self) -> dict[str, Tensor]:
         return self._copies.state()
