@@ -115,7 +115,7 @@ class Latents:
     logp: Float[Tensor, "b k"]  # nats a dimension (the mean over *d, as DDPO and all after it have it)
     mean: Float[Tensor, "b k *d"]  # of the Gaussian that `after` was drawn from
     std: Float[Tensor, "b k"]  # of it
-    weight: Float[Tensor, "b k"]  # 1 on decisions that are trained
+    weight: Float[Tensor, "b k"]  # 1 / n on a decision that n samples share: in a sum over samples it counts once
     entropy: Float[Tensor, "b k"]  # nats a dimension
     step: Int[Tensor, "b k"]  # number of the step, from 0, the noisiest
     origin: Int[Tensor, "b k"]  # equal numbers have one and the same `before`: one network evaluation serves them all

@@ -431,3 +431,10 @@ def test_policy_gradients_move_the_mean_to_where_the_reward_is(transition: Trans
         means.append(rollout.final.mean().item())
     assert abs(means[0]) < 0.5 and sum(means[-20:]) / 20 == pytest.approx(2, abs=0.3), (means[0], means[-20:])
     assert math.isfinite(centre.item())
+
+
+def test_a_branch_counts_once_however_many_leaves_it_has():
+    plan = LatentPlan(8, steps=5, stochastic=(0, 1, 2, 3), forks=((0, 2), (2, 2)), transition=FlowSDE(0.3, "constant"))
+    steps = ToyFlow().load(torch.device("cpu")).sample(asked(8), plan, Noise(0, 0, tuple(range(16)))).decisions[0]
+    assert float(steps.weight.sum()) == len(steps.node.unique()) == 4 * (2 + 2 + 4 + 4)
+    assert steps.weight[0].tolist() == [0.5, 0.5, 1.0, 1.0]

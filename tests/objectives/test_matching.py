@@ -177,7 +177,7 @@ def test_awm_begins_as_weighed_matching(weighting, w):
     policy, of, some = setting(objective, 0.0)
     loss = lost(objective, of, policy)
     assert mean_of(loss, "ratio_mean") == 1.0 and mean_of(loss, "ema_kl") == 0 and mean_of(loss, "kl") == 0
-    assert float(loss.total / loss.count) == pytest.approx(0.0, abs=1e-12)
+    assert (loss.total / loss.count).item() == pytest.approx(0.0, abs=1e-12)
     expected = (of.advantage[:, None] * w(some.error(velocity(policy, some)), some.per_sample(some.t))).mean()
     torch.testing.assert_close(slope(loss, policy), slope(expected, policy))
 

@@ -263,7 +263,8 @@ def _recorded(
     def numbered(state: Tensor) -> Tensor:
         return (names[leader[sample, state]] * (plan.steps + 1) + state).to(device)
 
-    std = rows("std")
+    std, node = rows("std"), numbered(step + 1)
+    _, inverse, leaves = node.unique(return_inverse=True, return_counts=True)
     return (
         Latents(
             before=rows("before"),
@@ -272,11 +273,11 @@ def _recorded(
             logp=rows("logp"),
             mean=rows("mean"),
             std=std,
-            weight=torch.ones_like(std),
+            weight=(1 / leaves[inverse]).to(std),
             entropy=gaussian.entropy(std),
             step=step.to(device),
             origin=numbered(step),
-            node=numbered(step + 1),
+            node=node,
         ),
     )
 
