@@ -126,7 +126,7 @@ def test_list_has_every_component_and_recipe(capsys):
     code, out, _ = run(capsys, "list", "--json")
     found = json.loads(out)
     assert code == 0
-    assert found["objectives"].keys() == set(find.names(find.KINDS[5]))
+    assert found["objectives"].keys() == set(find.names(next(kind for kind in find.KINDS if kind.word == "objective")))
     assert "scenes/ar_grpo" in found["recipes"]
     assert json.loads(run(capsys, "list", "rewards", "--json")[1]).keys() == {"rewards"}
     assert json.loads(run(capsys, "list", "reward", "--json")[1]).keys() == {"rewards"}

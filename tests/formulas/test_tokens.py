@@ -95,7 +95,6 @@ def test_tempered_law_is_focusdiffs():
 
 
 @pytest.mark.parametrize("plan, law, word", [
-    (TokenPlan(temperature=0.0), "sampled", "temperature"),
     (TokenPlan(guidance=0.0), "tempered", "tempered"),
     (TokenPlan(guidance=2.0), "guided", "unconditional"),
 ])  # fmt: skip
@@ -103,6 +102,15 @@ def test_impossible_laws_are_explained(plan, law, word):
     null = None if law == "guided" else torch.zeros(4)
     with pytest.raises(ValueError, match=word):
         law_logits(torch.zeros(4), null, plan, law)
+
+
+WRONG = {"temperature": 0.0, "group": 0, "guidance": -1.0, "top_k": -1, "top_p": 0.0}
+
+
+@pytest.mark.parametrize("name, value", WRONG.items())
+def test_a_plan_that_cannot_be_drawn_by_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        TokenPlan(**{name: value})
 
 
 @pytest.mark.parametrize("v", [1, 2, 5, 16, 17, 30])
