@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from burnish.formulas.noise import Noise
+from burnish.policies.flux import Flux
 from burnish.policies.sd import SD
 from burnish.policies.sd3 import SD3
+from burnish.policies.sdxl import SDXL
 from burnish.types import Prompt
 
 TEXTS = ("a red circle", "two blue stars above a square", "star")
@@ -85,6 +87,75 @@ def sd(folder: Path, scheduler: dict[str, Any] | None = None, **fields: Any) -> 
         requires_safety_checker=False,
     ).save_pretrained(folder)
     return SD(str(folder), **{"pixels": 16, **fields})
+
+
+def sdxl(folder: Path, scheduler: Any = None, zeros: bool = True, **fields: Any) -> SDXL:
+    """A pipeline in `folder`, and the settings that load it. 4x8x8 latents; EulerDiscrete as released by default.
+
+    zeros  no prompt is zeros, as released, and not the text ""
+    """
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    torch.manual_seed(9)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=28,
+        attention_head_dim=(1, 2),
+        norm_num_groups=4,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 10,
+    )
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    StableDiffusionXLPipeline(
+        unet=enlivened(unet),
+        scheduler=scheduler or EulerDiscreteScheduler(**settings, timestep_spacing="leading"),
+        vae=vae(scaling_factor=0.7),
+        text_encoder=clip(16),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(12, projected=10),
+        tokenizer_2=clip_tokenizer(),
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return SDXL(str(folder), **{"pixels": 16, **fields})
+
+
+def flux(folder: Path, scheduler: dict[str, Any] | None = None, guidance_embeds: bool = True, **fields: Any) -> Flux:
+    """A pipeline in `folder`, and the settings that load it. 4x8x8 latents, which are 16 tokens.
+
+    guidance_embeds  the network is told a guidance, as dev is and schnell is not
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    torch.manual_seed(8)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=16,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(2, 2, 4),
+    )
+    dev = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    FluxPipeline(
+        transformer=enlivened(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(**{**dev, **(scheduler or {})}),
+        vae=vae(scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip(16),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5_encoder(24),
+        tokenizer_2=t5_tokenizer(),
+    ).save_pretrained(folder)
+    return Flux(str(folder), **{"pixels": 16, "text_length": 7, **fields})
 
 
 def enlivened(model: torch.nn.Module) -> torch.nn.Module:

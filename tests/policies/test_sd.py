@@ -60,7 +60,7 @@ def test_spacing_that_does_not_divide(tmp_path):
     """leading: 3 steps stand at 667, 334 and 1, each 333 below the last, and DDIM goes from one to the next."""
     spec, p = sd(tmp_path), prompts()
     policy = spec.load(CPU)
-    abar = policy.network._scheduler.alphas_cumprod.double()[[667, 334, 1]]
+    abar = policy.network.timesteps.scheduler.alphas_cumprod.double()[[667, 334, 1]]
     t = (1 - abar).sqrt() / (abar.sqrt() + (1 - abar).sqrt())
     torch.testing.assert_close(policy.times(3), torch.cat([t, torch.zeros(1)]), atol=1e-9, rtol=0)
     rollout = policy.sample(p, LatentPlan(2, 3.0, steps=3), noise(len(p)))
@@ -89,7 +89,7 @@ def test_a_ddim_step_is_the_schedulers(tmp_path, scheduler, step):
     """eta 1, one step, with the same noise: our mean and deviation against DDIMScheduler.step, in its own states."""
     policy, p = sd(tmp_path, scheduler).load(CPU), prompts()
     network, times = policy.network, policy.times(5)
-    ddim = network._scheduler
+    ddim = network.timesteps.scheduler
     t, s = times[step].expand(6), times[step + 1].expand(6)
     x_vp, z = noise(6).normal((4, 8, 8), "x"), noise(6).normal((4, 8, 8), "z")
     with torch.no_grad():
@@ -108,15 +108,15 @@ def test_a_ddim_step_is_the_schedulers(tmp_path, scheduler, step):
 
 def test_every_timestep_is_found_again_and_between_two_the_nearer(tmp_path):
     for scheduler in SCHEDULERS.values():
-        network = sd(tmp_path, scheduler).load(CPU).network
+        timesteps = sd(tmp_path, scheduler).load(CPU).network.timesteps
         steps = torch.arange(1000)
-        t = torch.sigmoid(network._table)
-        assert torch.equal(network._timestep(t.float().double()), steps)  # as the policy rounds them
-        ratio = network._table[:999].diff()
-        above = torch.sigmoid(network._table[:998] + 0.4 * ratio)
-        assert torch.equal(network._timestep(above), steps[:998])
-        assert torch.equal(network._timestep(torch.sigmoid(network._table[:998] + 0.6 * ratio)), steps[1:999])
-        assert network._timestep(torch.tensor([1e-9, 1.0], dtype=torch.float64)).tolist() == [0, 999]
+        t = torch.sigmoid(timesteps.table)
+        assert torch.equal(timesteps.nearest(t.float().double()), steps)  # as the policy rounds them
+        ratio = timesteps.table[:999].diff()
+        above = torch.sigmoid(timesteps.table[:998] + 0.4 * ratio)
+        assert torch.equal(timesteps.nearest(above), steps[:998])
+        assert torch.equal(timesteps.nearest(torch.sigmoid(timesteps.table[:998] + 0.6 * ratio)), steps[1:999])
+        assert timesteps.nearest(torch.tensor([1e-9, 1.0], dtype=torch.float64)).tolist() == [0, 999]
 
 
 def test_pndm_as_1_5_ships_it_gives_ddims_times(tmp_path):
