@@ -14,6 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from burnish.types import Prompt
 
 KEYS = {"text", "id", "facts"}
@@ -97,3 +101,14 @@ def _checked(prompts: tuple[Prompt, ...], name: str) -> tuple[Prompt, ...]:
             raise ValueError(f"{name}: two prompts have the id {prompt.id!r}; ids must differ")
         seen.add(prompt.id)
     return prompts
+
+
+def distinct_prompts(prompts: Sequence[Prompt]) -> tuple[Int[Tensor, " b"], list[Prompt]]:
+    """The prompts without repetition, and for each sample which of them it answers."""
+    place: dict[str, int] = {}
+    distinct = []
+    for prompt in prompts:
+        if prompt.id not in place:
+            place[prompt.id] = len(distinct)
+            distinct.append(prompt)
+    return torch.tensor([place[p.id] for p in prompts], dtype=torch.long), distinct

@@ -7,7 +7,8 @@ dimensions of a state. b samples, k steps of each.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,6 +30,25 @@ class Scored(Protocol):
     def std(self) -> Float[Tensor, "b k"]: ...
     @property
     def velocity(self) -> Float[Tensor, "b k *d"]: ...
+
+
+class Scoring(Protocol):
+    """What core.Denoiser has."""
+
+    def score(self, rollout: Rollout) -> Any: ...
+    def using(self, copy: str) -> AbstractContextManager[None]: ...
+
+
+def scored(policy: Scoring, rollout: Rollout, kl: float) -> tuple[Any, Any]:
+    """The steps (core.Steps) under the live weights and, if `kl` is above 0, under the reference; None otherwise.
+
+    The reference comes first and without gradient, while no graph holds the live weights.
+    """
+    reference = None
+    if kl > 0:
+        with torch.no_grad(), policy.using("reference"):
+            reference = policy.score(rollout)
+    return policy.score(rollout), reference
 
 
 def latents_of(rollout: Rollout, who: str) -> Latents:

@@ -20,6 +20,7 @@ from burnish.core import Copy, Denoiser, LatentPlan, Steps
 from burnish.formulas import gaussian, sharing
 from burnish.formulas.noise import Noise
 from burnish.models.weights import Copies
+from burnish.prompts import distinct_prompts
 from burnish.types import Latents, Plan, Prompt, Rollout
 
 
@@ -82,7 +83,7 @@ class DenoisingPolicy(Denoiser):
         if b % plan.together:
             raise ValueError(f"{b} samples cannot be drawn by a plan that draws {plan.together} together")
         leader, drawn = _ways(plan, b)
-        distinct, rows = _distinct(prompts)
+        rows, distinct = distinct_prompts(prompts)
         conditions = self.network.conditions(distinct)
         times = self.network.times(plan.steps)
         stored = torch.bfloat16 if plan.stored == "bf16" else torch.float32
@@ -156,7 +157,7 @@ class DenoisingPolicy(Denoiser):
         b, k = steps.logp.shape
         _, where, inverse = _unique(steps.origin.flatten())
         x, time = steps.before.flatten(0, 1), steps.time.flatten(0, 1)
-        distinct, rows = _distinct(rollout.prompts)
+        rows, distinct = distinct_prompts(rollout.prompts)
         sample = torch.div(where, k, rounding_mode="floor")
         conditions = taken(self.network.conditions(distinct), rows[sample.cpu()])
         v = self.network.velocity(x[where], time[where, 0].float(), conditions, plan.guidance)[inverse]
@@ -170,7 +171,7 @@ class DenoisingPolicy(Denoiser):
     def velocity(
         self, x: Float[Tensor, "n *d"], t: Float[Tensor, " n"], prompts: Sequence[Prompt], guidance: float = 1.0
     ) -> Float[Tensor, "n *d"]:
-        distinct, rows = _distinct(prompts)
+        rows, distinct = distinct_prompts(prompts)
         return self.network.velocity(x, t, taken(self.network.conditions(distinct), rows), guidance)
 
     def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n c h w"]:
@@ -280,15 +281,6 @@ def _recorded(
             node=node,
         ),
     )
-
-
-def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], Int[Tensor, " b"]]:
-    """The prompts without repetition, and which of them each sample answers."""
-    known: dict[str, int] = {}
-    for prompt in prompts:
-        known.setdefault(prompt.id, len(known))
-    found = {prompt.id: prompt for prompt in prompts}
-    return [found[name] for name in known], torch.tensor([known[p.id] for p in prompts], dtype=torch.long)
 
 
 def _unique(values: Int[Tensor, " n"]) -> tuple[Tensor, Tensor, Tensor]:

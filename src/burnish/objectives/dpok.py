@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from burnish.core import Copy, Denoiser, Needs, Objective, Scorer
 from burnish.formulas import steps
 from burnish.formulas.aggregation import counted, per_decision, token, token_mean
@@ -43,11 +41,7 @@ class DPOK(Objective[Denoiser]):
 
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, weight, keep = batch.rollout, batch.rollout.weight, batch.keep
-        reference = None
-        if self.kl > 0:
-            with torch.no_grad(), policy.using("reference"):
-                reference = policy.score(rollout)
-        now = policy.score(rollout)
+        now, reference = steps.scored(policy, rollout, self.kl)
         ratio = log_ratio(now.logp, anchor_of(rollout, now.logp, "behaviour"), counted(weight, keep)).exp()
         values = -self.reward_weight * per_decision(batch.advantage) * ratio.clamp(1 - self.clip, 1 + self.clip)
 

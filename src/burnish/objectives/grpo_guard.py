@@ -46,11 +46,7 @@ class GRPOGuard(Objective[Denoiser]):
         rollout, weight, keep = batch.rollout, batch.rollout.weight, batch.keep
         plan, drawn = rollout.plan, steps.latents_of(rollout, "objective.grpo_guard")
         assert isinstance(plan, LatentPlan)
-        reference = None
-        if self.kl > 0:
-            with torch.no_grad(), policy.using("reference"):
-                reference = policy.score(rollout)
-        now = policy.score(rollout)
+        now, reference = steps.scored(policy, rollout, self.kl)
         gap = steps.guarded_log_ratio(now.mean, drawn)
         ratio = log_ratio(gap, torch.zeros_like(gap), counted(weight, keep)).exp()
         advantage = per_decision(batch.advantage).clamp(-self.max_advantage, self.max_advantage)

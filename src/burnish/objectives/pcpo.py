@@ -52,11 +52,7 @@ class PCPO(Objective[Denoiser]):
 
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, weight, keep = batch.rollout, batch.rollout.weight, batch.keep
-        reference = None
-        if self.kl > 0:
-            with torch.no_grad(), policy.using("reference"):
-                reference = policy.score(rollout)
-        now = policy.score(rollout)
+        now, reference = steps.scored(policy, rollout, self.kl)
         gap = log_ratio(now.logp, anchor_of(rollout, now.logp, "behaviour"), counted(weight, keep))
         gap = gap * self._credit(rollout, policy).to(gap)
         advantage = per_decision(batch.advantage).clamp(-self.max_advantage, self.max_advantage)

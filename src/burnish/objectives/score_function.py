@@ -35,11 +35,7 @@ class ScoreFunction(Objective[Denoiser]):
 
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, weight, keep = batch.rollout, batch.rollout.weight, batch.keep
-        reference = None
-        if self.kl > 0:
-            with torch.no_grad(), policy.using("reference"):
-                reference = policy.score(rollout)
-        now = policy.score(rollout)
+        now, reference = steps.scored(policy, rollout, self.kl)
         advantage = per_decision(batch.advantage).clamp(-self.max_advantage, self.max_advantage)
         values = -advantage * torch.where(counted(weight, keep), now.logp, 0.0)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from burnish.core import Copy, Denoiser, LatentPlan, Needs, Objective, Scorer
 from burnish.formulas import steps
 from burnish.formulas.aggregation import counted, per_decision, token, token_mean
@@ -54,11 +52,7 @@ class StepClip(Objective[Denoiser]):
 
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, weight, keep = batch.rollout, batch.rollout.weight, batch.keep
-        reference = None
-        if self.kl > 0:
-            with torch.no_grad(), policy.using("reference"):
-                reference = policy.score(rollout)
-        now = policy.score(rollout)
+        now, reference = steps.scored(policy, rollout, self.kl)
         ratio = log_ratio(now.logp, anchor_of(rollout, now.logp, "behaviour"), counted(weight, keep)).exp()
         advantage = per_decision(batch.advantage).clamp(-self.max_advantage, self.max_advantage)
         high = self.clip if self.clip_high is None else self.clip_high

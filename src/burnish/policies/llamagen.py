@@ -31,6 +31,7 @@ from burnish.models.llamagen.vq import RELEASED_VQ, VQModel, decode_in_chunks
 from burnish.models.lora import Lora, adapt, adapters_off, merged
 from burnish.models.places import fetch
 from burnish.models.weights import Copies
+from burnish.prompts import distinct_prompts
 from burnish.types import Law, Plan, Prompt, Rollout, TokenPlan, Tokens
 
 
@@ -119,7 +120,7 @@ class LlamaGenPolicy(Policy):
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], plan: Plan, noise: Noise) -> Rollout:
         assert isinstance(plan, TokenPlan), f"{type(plan).__name__} is no plan for tokens"
-        rows, distinct = _distinct(prompts)
+        rows, distinct = distinct_prompts(prompts)
         with self._arithmetic():
             tokens = self._draw(distinct, rows.to(self.device), plan, noise)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.decode_precision == "bf16"):
@@ -159,7 +160,7 @@ class LlamaGenPolicy(Policy):
         plan, tokens = rollout.plan, rollout.decisions[0]
         assert isinstance(plan, TokenPlan) and isinstance(tokens, Tokens)
         ids = tokens.ids
-        rows, distinct = _distinct(rollout.prompts)
+        rows, distinct = distinct_prompts(rollout.prompts)
         rows = rows.to(self.device)
         with_null = plan.law != "conditional" and plan.guidance != 1.0
         with self._arithmetic():
@@ -255,14 +256,3 @@ def class_of(prompt: Prompt, classes: int) -> int:
 def _plain(plan: TokenPlan, law: str) -> TokenPlan:
     """What is left to do once guidance has been applied before the head. `tempered` is a temperature of w."""
     return replace(plan, guidance=1.0, temperature=plan.guidance if law == "tempered" else plan.temperature)
-
-
-def _distinct(prompts: Sequence[Prompt]) -> tuple[Int[Tensor, " b"], list[Prompt]]:
-    """The prompts without repetition, and for each sample which of them it answers."""
-    place: dict[str, int] = {}
-    distinct = []
-    for prompt in prompts:
-        if prompt.id not in place:
-            place[prompt.id] = len(distinct)
-            distinct.append(prompt)
-    return torch.tensor([place[p.id] for p in prompts], dtype=torch.long), distinct
