@@ -85,6 +85,18 @@ def test_bases_are_looked_for_beside_the_file_first(tmp_path):
     assert (found.steps, found.advantage) == (11, GroupNorm(0.5))
 
 
+def test_of_several_bases_the_later_lies_on_the_earlier(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: scenes/ar_grpo\nsteps: 11\noptim: {lr: 0.5}\n")
+    (tmp_path / "layer.yaml").write_text("steps: 12\nmeasures: {truth: null}\n")
+    (tmp_path / "c.yaml").write_text("base: [a.yaml, layer.yaml]\nseed: 3\n")
+    found = read.draft(str(tmp_path / "c.yaml"))
+    recipe = read.read(str(tmp_path / "c.yaml"))
+    assert (recipe.steps, recipe.optim.lr, recipe.seed, recipe.measures) == (12, 0.5, 3, {})
+    assert found.origin["steps"] == str(tmp_path / "layer.yaml")
+    assert found.origin["optim.lr"] == str(tmp_path / "a.yaml")
+    assert found.origin["policy.llamagen.pixels"] == "recipe scenes/ar_grpo"
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -93,7 +105,7 @@ def test_bases_are_looked_for_beside_the_file_first(tmp_path):
         ("steps: 1\nsteps: 2\n", "found duplicate key steps"),
         ("steps: [1\n", "not YAML"),
         ("base: mine.yaml\n", "is its own base"),
-        ("base: 3\n", "base must name one recipe, got 3"),
+        ("base: 3\n", "base must name one recipe, or a list of them, got 3"),
         ("base: scenes/ar_gpro\n", "no recipe, file or run called 'scenes/ar_gpro'; did you mean 'scenes/ar_grpo'?"),
         ("steps: 3\n", "recipe: Recipe needs 'policy', 'source', 'reward', 'objective', 'advantage'"),
         ("steps: !!python/object/apply:os.getcwd []\n", "not YAML: could not determine a constructor"),

@@ -65,7 +65,7 @@ def train(settings: Settings) -> tuple[VQModel, dict]:
         for group in optimiser.param_groups:
             group["lr"] = rate
         images = render([scene for _, scene in captions(settings.batch, generator(settings.seed, "tokenizer", step))])
-        thing = _thing(images)
+        thing = things(images)
         cell = F.max_pool2d(thing, SIDE // 8).permute(0, 2, 3, 1).squeeze(-1)  # (b, 8, 8), 1 where an object is
         weight = settings.plain + (1 - settings.plain) * cell.flatten()
         z = fast.features(images.bfloat16()).float()
@@ -82,7 +82,7 @@ def train(settings: Settings) -> tuple[VQModel, dict]:
             distance = distance + (held * (z - codes.detach()).square().sum(-1)).mean()
             vectors = z + (codes - z).detach()
         picture = fast.render(vectors.permute(0, 3, 1, 2).bfloat16()).float()
-        error = _error(picture, images, thing, settings.object_weight)
+        error = error_of(picture, images, thing, settings.object_weight)
         (error + 0.5 * distance).backward()
         for slow, quick in zip(model.parameters(), fast.parameters(), strict=True):
             slow.grad = None if quick.grad is None else quick.grad.float()
@@ -105,13 +105,13 @@ def train(settings: Settings) -> tuple[VQModel, dict]:
     return model.eval(), {"steps": step, "log": log}
 
 
-def _thing(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+def things(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     """1 at objects and one pixel around them: where the colour is not the corner's, which is always background."""
     thing = ((images - images[:, :, :1, :1]).abs().amax(1, keepdim=True) > 0.02).float()
     return F.max_pool2d(thing, 3, stride=1, padding=1)
 
 
-def _error(
+def error_of(
     picture: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"], thing: Float[Tensor, "b 1 h w"], extra: float
 ) -> Float[Tensor, ""]:
     """Mean absolute error of the pixels, those of objects counting `1 + extra` times."""

@@ -29,7 +29,7 @@ class Draft:
 def shipped() -> tuple[tuple[str, str], ...]:
     """(name, first line of its comment) of every recipe that ships with burnish."""
     found = []
-    for path in sorted(SHELF.rglob("*.yaml")):
+    for path in sorted(SHELF.rglob("[!_]*.yaml")):  # one that begins with _ is a layer of others
         with path.open(encoding="utf-8") as text:
             first = text.readline()
         found.append((path.relative_to(SHELF).with_suffix("").as_posix(), first.lstrip("# ").strip()))
@@ -90,17 +90,19 @@ def _layered(path: Path, seen: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
     if path in seen:
         raise ValueError(f"{path}: is its own base, by way of {', '.join(p.name for p in seen)}")
     own = _load(path)
-    base = own.pop("base", None)
+    base = own.pop("base", [])
+    bases = base if isinstance(base, list) else [base]
+    if not all(isinstance(name, str) for name in bases):
+        raise ValueError(f"{path}: base must name one recipe, or a list of them, got {base!r}")
+    layers = [_layered(locate(name, beside=path.parent), (*seen, path)) for name in bases]
     own = spelled(Recipe, own)
-    assert isinstance(own, dict)
-    if base is None:
-        return own, _traced(own, {}, own, _called(path))
-    if not isinstance(base, str):
-        raise ValueError(f"{path}: base must name one recipe, got {base!r}")
-    under, origin = _layered(locate(base, beside=path.parent), (*seen, path))
-    data = merged(Recipe, under, own)
+    layers.append((own, dict.fromkeys(leaves(own), _called(path))))
+    data, origin = {}, {}
+    for layer, whence in layers:
+        data = merged(Recipe, data, layer)
+        origin = {leaf: whence.get(leaf, origin.get(leaf)) for leaf in leaves(data)}
     assert isinstance(data, dict)
-    return data, _traced(data, origin, own, _called(path))
+    return data, {leaf: name for leaf, name in origin.items() if name is not None}
 
 
 def _called(path: Path) -> str:

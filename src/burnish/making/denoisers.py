@@ -1,0 +1,259 @@
+"""Train the scenes' denoisers in diffusers' formats: a flow (Stable Diffusion 3) and an eps model (Stable Diffusion).
+
+    burnish world flow --autoencoder FOLDER --seconds 1200 --seed 0 --out TAUGHT
+    burnish world flow --autoencoder FOLDER --seconds 120 --seed 1 --start TAUGHT --mistakes 0.3 --out FOLDER
+    burnish world diffusion --autoencoder FOLDER --seconds 900 --seed 0 --out TAUGHT      # and finished likewise
+
+Rectified flow with times from a logit-normal law (Esser et al. 2024, arXiv:2403.03206, section 3.1), and the mean
+squared error of the noise (Ho et al. 2020, arXiv:2006.11239, eq. 14); the prompt is left out for one in ten. The text
+encoders are CLIP's, start at random, are trained along, and frozen from then on. Prompts are encoded by the code of the
+pipelines themselves. As all base models of the world, these are finished on captions with mistakes (see making/gpt.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from burnish.formulas.noise import generator
+from burnish.making.gpt import careless
+from burnish.worlds.scenes.grammar import vocabulary
+from burnish.worlds.scenes.render import SIDE, captions, render
+from burnish.worlds.scenes.words import word_tokenizer
+
+SLOTS = 12  # longest prompt and its end, in words
+WIDTH = 64  # of a text encoder
+CELLS = SIDE // 8  # places of a latent's side
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a denoiser is trained."""
+
+    seconds: float = 1200.0  # wall clock; the learning rate falls to zero at its end
+    seed: int = 0
+    scenes: int = 30_000  # rendered and encoded once, before training
+    batch: int = 128  # pictures a step
+    lr: float = 2e-3
+    warmup: int = 100  # steps of rising learning rate
+    dropout: float = 0.1  # share of pictures whose prompt is left out
+    mistakes: float = 0.0  # share of captions whose picture shows something else
+    start: Path | None = None  # folder of an earlier training to go on from
+
+
+class Pupil(ABC):
+    """A pipeline that is trained: its parts, and its loss."""
+
+    pipeline: Any
+    network: torch.nn.Module
+
+    @abstractmethod
+    def loss(self, x: Float[Tensor, "b c h w"], texts: Sequence[str], draws: torch.Generator) -> Float[Tensor, ""]:
+        """Mean squared error at times drawn at random."""
+
+    @abstractmethod
+    def encoders(self) -> Sequence[torch.nn.Module]:
+        """Text encoders."""
+
+
+class Flow(Pupil):
+    """Stable Diffusion 3 with two text encoders; T5 is left out."""
+
+    def __init__(self, vae: Any, start: Path | None) -> None:
+        from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+        if start:
+            self.pipeline = StableDiffusion3Pipeline.from_pretrained(start, torch_dtype=torch.float32)
+        else:
+            transformer = SD3Transformer2DModel(
+                sample_size=CELLS,
+                patch_size=2,
+                in_channels=vae.config.latent_channels,
+                out_channels=vae.config.latent_channels,
+                num_layers=6,
+                attention_head_dim=32,
+                num_attention_heads=4,
+                joint_attention_dim=2 * WIDTH,
+                caption_projection_dim=128,
+                pooled_projection_dim=2 * WIDTH,
+                pos_embed_max_size=CELLS // 2,
+                qk_norm="rms_norm",
+            )
+            self.pipeline = StableDiffusion3Pipeline(
+                transformer=transformer,
+                scheduler=FlowMatchEulerDiscreteScheduler(),
+                vae=vae,
+                text_encoder=_reader(projected=True),
+                tokenizer=word_tokenizer(vocabulary(), SLOTS),
+                text_encoder_2=_reader(projected=True),
+                tokenizer_2=word_tokenizer(vocabulary(), SLOTS),
+                text_encoder_3=None,
+                tokenizer_3=None,
+            )
+        self.network = self.pipeline.transformer
+
+    def encoders(self) -> Sequence[torch.nn.Module]:
+        return self.pipeline.text_encoder, self.pipeline.text_encoder_2
+
+    def loss(self, x: Float[Tensor, "b c h w"], texts: Sequence[str], draws: torch.Generator) -> Float[Tensor, ""]:
+        distinct = list(dict.fromkeys(texts))
+        rows = torch.tensor([distinct.index(text) for text in texts])
+        features, _, pooled, _ = self.pipeline.encode_prompt(
+            distinct, None, None, do_classifier_free_guidance=False, max_sequence_length=1
+        )
+        t = torch.randn(len(x), generator=draws).sigmoid()
+        noise = torch.randn(x.shape, generator=draws)
+        at = t.view(-1, 1, 1, 1)
+        velocity = self.network((1 - at) * x + at * noise, features[rows], pooled[rows], t * 1000).sample
+        return F.mse_loss(velocity, noise - x)
+
+
+class Diffusion(Pupil):
+    """Stable Diffusion: a UNet that predicts the noise."""
+
+    def __init__(self, vae: Any, start: Path | None) -> None:
+        from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+        if start:
+            self.pipeline = StableDiffusionPipeline.from_pretrained(start, torch_dtype=torch.float32)
+        else:
+            unet = UNet2DConditionModel(
+                sample_size=CELLS,
+                in_channels=vae.config.latent_channels,
+                out_channels=vae.config.latent_channels,
+                layers_per_block=1,
+                block_out_channels=(96, 160),
+                down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+                cross_attention_dim=WIDTH,
+                attention_head_dim=(3, 5),
+                norm_num_groups=16,
+            )
+            schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+            self.pipeline = StableDiffusionPipeline(
+                unet=unet,
+                scheduler=DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+                vae=vae,
+                text_encoder=_reader(projected=False),
+                tokenizer=word_tokenizer(vocabulary(), SLOTS),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+        self.network = self.pipeline.unet
+
+    def encoders(self) -> Sequence[torch.nn.Module]:
+        return (self.pipeline.text_encoder,)
+
+    def loss(self, x: Float[Tensor, "b c h w"], texts: Sequence[str], draws: torch.Generator) -> Float[Tensor, ""]:
+        distinct = list(dict.fromkeys(texts))
+        rows = torch.tensor([distinct.index(text) for text in texts])
+        features, _ = self.pipeline.encode_prompt(distinct, torch.device("cpu"), 1, do_classifier_free_guidance=False)
+        t = torch.randint(self.pipeline.scheduler.config.num_train_timesteps, (len(x),), generator=draws)
+        noise = torch.randn(x.shape, generator=draws)
+        noisy = self.pipeline.scheduler.add_noise(x, noise, t)
+        return F.mse_loss(self.network(noisy, t, features[rows]).sample, noise)
+
+
+PUPILS: dict[str, type] = {"flow": Flow, "diffusion": Diffusion}
+
+
+def train(kind: str, settings: Settings, autoencoder: Path) -> tuple[Any, dict]:
+    """A trained pipeline (`flow` or `diffusion`), its text encoders frozen, and the log."""
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
+    torch.manual_seed(settings.seed)
+    pupil: Pupil = PUPILS[kind](vae, settings.start)
+    pairs = careless(captions(settings.scenes, generator(settings.seed, kind)), settings)
+    latents = encoded(vae, pairs)
+    texts = [prompt.text for prompt, _ in pairs]
+    modules = [pupil.network.train().requires_grad_(True), *(e.train().requires_grad_(True) for e in pupil.encoders())]
+    weights = [weight for module in modules for weight in module.parameters()]
+    optimiser = torch.optim.AdamW(weights, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    draws = torch.Generator().manual_seed(settings.seed)
+    log, step, recent, start = [], 0, [], time.monotonic()
+    while (done := (time.monotonic() - start) / settings.seconds) < 1:
+        rate = settings.lr * min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * done))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        pick = torch.randint(len(texts), (settings.batch,), generator=draws)
+        without = torch.rand(settings.batch, generator=draws) < settings.dropout
+        asked = ["" if left else texts[i] for i, left in zip(pick.tolist(), without.tolist(), strict=True)]
+        loss = pupil.loss(latents[pick], asked, draws)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        recent.append(loss.item())
+        if step % 100 == 0:
+            row = {
+                "step": step,
+                "seconds": round(time.monotonic() - start),
+                "loss": round(sum(recent) / len(recent), 4),
+            }
+            log.append(row)
+            recent = []
+            print(json.dumps(row), flush=True)
+        step += 1
+    for module in modules:
+        module.eval().requires_grad_(False)
+    return pupil.pipeline, {"steps": step, "log": log}
+
+
+@torch.no_grad()
+def encoded(vae: Any, pairs: Sequence[tuple[Any, Any]], rows: int = 64) -> Float[Tensor, "n c 8 8"]:
+    """Latents of scenes, shifted and scaled as the pipelines have them."""
+    found = []
+    for start in range(0, len(pairs), rows):
+        pictures = render([scene for _, scene in pairs[start : start + rows]])
+        found.append(vae.encode(pictures * 2 - 1).latent_dist.mean)
+    return (torch.cat(found) - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
+def _reader(projected: bool) -> torch.nn.Module:
+    """A small CLIP text model at random, with the projection of the whole text or without."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(word_tokenizer(vocabulary(), SLOTS)),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=SLOTS,
+        projection_dim=WIDTH,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=3,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+
+
+def main(kind: str, argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog=f"burnish world {kind}", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=Settings.seconds)
+    parser.add_argument("--scenes", type=int, default=Settings.scenes)
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="folder of an earlier training to go on from")
+    parser.add_argument("--mistakes", type=float, default=Settings.mistakes, help="share of careless captions")
+    parser.add_argument("--lr", type=float, default=Settings.lr)
+    known = parser.parse_args(argv)
+    fields = {name: value for name, value in vars(known).items() if name not in ("autoencoder", "out")}
+    pipeline, log = train(kind, Settings(**fields), known.autoencoder)
+    pipeline.to(torch.float16).save_pretrained(known.out)
+    (known.out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
