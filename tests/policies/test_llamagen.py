@@ -194,3 +194,17 @@ def test_the_footprint_is_what_is_loaded(tmp_path, text, lora):
     assert found.trainable == sum(w.numel() for _, w in policy.parameters())
     assert found.parameters == sum(w.numel() for n, w in policy.gpt.named_parameters() if "lora_" not in n)
     assert (found.tokens, found.vocabulary) == (policy.side**2, 12)
+
+
+@pytest.mark.parametrize(("has", "like"), [(True, "bf16"), (False, "fp32")])
+def test_the_fastest_decoder_is_what_the_processor_has(tmp_path, monkeypatch, has, like):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has, "avx512_f": True})
+    pictures = {
+        precision: spec(tmp_path, False, decode_precision=precision)
+        .load(CPU)
+        .sample([Prompt("a", "a", {"class_id": 1})] * 2, TokenPlan(), Noise(0, 0, (0, 1)))
+        .media
+        for precision in ("fp32", "bf16", "fastest")
+    }
+    assert not torch.equal(pictures["fp32"], pictures["bf16"])
+    assert torch.equal(pictures["fastest"], pictures[like])

@@ -1,11 +1,12 @@
 """`burnish world WHAT ...`: the commands that made the checkpoints of the embedded world.
 
 tokenizer  text  classes  clip  realism  quality      train one of them (each with --help)
+autoencoder  flow  diffusion                           the same, in diffusers' formats
 """
 
 from __future__ import annotations
 
-COMMANDS = ("tokenizer", "text", "classes", "clip", "realism", "quality")
+COMMANDS = ("tokenizer", "text", "classes", "clip", "realism", "quality", "autoencoder", "flow", "diffusion")
 
 
 def main(argv: list[str]) -> None:
@@ -24,6 +25,14 @@ def main(argv: list[str]) -> None:
         from burnish.making.clip import main as clip
 
         clip(rest)
+    elif what == "autoencoder":
+        from burnish.making.autoencoder import main as autoencoder
+
+        autoencoder(rest)
+    elif what in ("flow", "diffusion"):
+        from burnish.making.denoisers import main as denoisers
+
+        denoisers(what, rest)
     elif what in ("text", "classes"):
         from burnish.making.gpt import main as gpt
 

@@ -134,11 +134,11 @@ class Diffusion(Pupil):
                 in_channels=vae.config.latent_channels,
                 out_channels=vae.config.latent_channels,
                 layers_per_block=1,
-                block_out_channels=(96, 160),
+                block_out_channels=(64, 96),
                 down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
                 up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
                 cross_attention_dim=WIDTH,
-                attention_head_dim=(3, 5),
+                attention_head_dim=(2, 3),
                 norm_num_groups=16,
             )
             schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -206,7 +206,7 @@ def train(kind: str, settings: Settings, autoencoder: Path) -> tuple[Any, dict]:
             }
             log.append(row)
             recent = []
-            print(json.dumps(row), flush=True)
+            print(json.dumps(log[-1]), flush=True)
         step += 1
     for module in modules:
         module.eval().requires_grad_(False)
