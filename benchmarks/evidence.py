@@ -1,11 +1,12 @@
 """The evidence runs: what the recipes of the embedded world do, over seeds, as tables in docs/evidence.
 
     python benchmarks/evidence.py run verified --seeds 0 1 2 3 4        # into runs/evidence, 2 at a time with --jobs 2
-    python benchmarks/evidence.py table                                 # docs/evidence/*.md from what was run
+    python benchmarks/evidence.py table                                 # docs/evidence from what was run
 
 Studies: verified (the verifier is the reward), laws (the same with law conditional instead of sampled, as AR-GRPO is
 released), rewards (the paper's three kinds of learned reward), classes (class-conditional, with FID and recall).
-A run that is finished is not run again; a run that was cut off is gone on with.
+A run that is finished is not run again; a run that was cut off is gone on with. What a run came to is kept in
+docs/evidence/STUDY.json, from which the tables are made: they can be gone on with on another machine.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 RELEASED = ["source.on_policy.plan.every_token.law=conditional", "objective.ppo_clip.anchor=recomputed"]
 STUDIES = {
@@ -42,19 +44,33 @@ def run(study: str, seed: int, threads: int, extra: list[str]) -> None:
         subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
 
 
-def rows(study: str) -> list[tuple[int, dict, list[dict]]]:
-    """Seed, summary and metrics of every finished run of a study."""
-    found = []
-    for folder in sorted(RUNS.glob(f"{study}-*/summary.json")):
-        lines = (folder.parent / "metrics.jsonl").read_text().splitlines()
-        seed = int(folder.parent.name.rsplit("-", 1)[1])
-        found.append((seed, json.loads(folder.read_text()), [json.loads(line) for line in lines]))
-    return found
+def result(folder: Path) -> dict[str, Any]:
+    """What a finished run came to."""
+    facts, around = (json.loads((folder / name).read_text()) for name in ("summary.json", "environment.json"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    gaps = [line["update/law_gap"] for line in lines if line.get("update/law_gap") is not None]
+    return {
+        "suites": facts["suites"],
+        "law_gap": {"first": gaps[0], "median": statistics.median(gaps), "most": max(gaps)},
+        "seconds": round(facts["seconds"]),
+        **{name: around[name] for name in ("commit", "cpu", "torch")},
+    }
 
 
-def table(study: str) -> str:
+def collect(study: str) -> dict[int, dict[str, Any]]:
+    """Results by seed: those kept, and those of runs that are here, which are kept from now on."""
+    kept = TABLES / f"{study}.json"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    for summary in RUNS.glob(f"{study}-*/summary.json"):
+        found[summary.parent.name.rsplit("-", 1)[1]] = result(summary.parent)
+    found = {seed: found[seed] for seed in sorted(found, key=int)}
+    if found:
+        kept.write_text(json.dumps(found, indent=1) + "\n")
+    return {int(seed): facts for seed, facts in found.items()}
+
+
+def table(study: str, found: dict[int, dict[str, Any]]) -> str:
     """Markdown: for every seed each suite metric before, after, difference and its interval; then over seeds."""
-    found = rows(study)
     recipe, overrides = STUDIES[study]
     text = [f"# {study}", "", f"`burnish train {' '.join([recipe, *overrides])} seed=N`", ""]
     text += [
@@ -62,7 +78,7 @@ def table(study: str) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     differences: dict[str, list[float]] = {}
-    for seed, facts, _ in found:
+    for seed, facts in found.items():
         for suite, metrics in facts["suites"].items():
             for name, m in metrics.items():
                 differences.setdefault(f"{suite}/{name}", []).append(m["difference"])
@@ -73,11 +89,10 @@ def table(study: str) -> str:
     for name, values in differences.items():
         spread = f"{min(values):+.4f} | {max(values):+.4f}"
         text.append(f"| {name} | {len(values)} | {statistics.fmean(values):+.4f} | {spread} |")
-    text += ["", "| seed | law gap, first step | law gap, median | law gap, last | seconds |", "|---|---|---|---|---|"]
-    for seed, facts, lines in found:
-        gaps = [line["update/law_gap"] for line in lines if line.get("update/law_gap") is not None]
-        shown = " | ".join(f"{g:.2e}" for g in (gaps[0], statistics.median(gaps), gaps[-1]))
-        text.append(f"| {seed} | {shown} | {facts['seconds']:.0f} |")
+    text += ["", "| seed | law gap, first step | median | largest | seconds |", "|---|---|---|---|---|"]
+    for seed, facts in found.items():
+        shown = " | ".join(f"{facts['law_gap'][name]:.2e}" for name in ("first", "median", "most"))
+        text.append(f"| {seed} | {shown} | {facts['seconds']} |")
     return "\n".join(text) + "\n"
 
 
@@ -98,8 +113,8 @@ def main() -> None:
         return
     TABLES.mkdir(parents=True, exist_ok=True)
     for study in STUDIES:
-        if rows(study):
-            (TABLES / f"{study}.md").write_text(table(study))
+        if found := collect(study):
+            (TABLES / f"{study}.md").write_text(table(study, found))
             print(TABLES / f"{study}.md")
 
 
