@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from burnish.formulas.noise import generator
+from burnish.making.fitting import paced
 from burnish.making.tokenizer import error_of, things
 from burnish.worlds.scenes.render import SIDE, captions, render
 
@@ -61,9 +61,7 @@ def train(settings: Settings, latents: int = 4) -> tuple[Any, dict]:
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=1e-4)
     log, step, start = [], 0, time.monotonic()
     while (done := (time.monotonic() - start) / settings.seconds) < 1:
-        rate = settings.lr * min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * done))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        paced([optimiser], settings.lr, settings.warmup, step, done)
         images = pictures(settings.batch, settings.seed, step)
         law = model.encode(images.to(memory_format=torch.channels_last) * 2 - 1).latent_dist
         mean, spread = law.mean, law.logvar

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from burnish.formulas.noise import generator
+from burnish.making.fitting import paced
 from burnish.types import Prompt
 from burnish.worlds.scenes.grammar import everything, vocabulary
 from burnish.worlds.scenes.render import SIDE, Scene, captions, render
@@ -62,9 +62,7 @@ def train(settings: Settings, out: Path) -> None:
     neighbours = _neighbours()
     log, step, start = [], 0, time.monotonic()
     while (done := (time.monotonic() - start) / settings.seconds) < 1:
-        rate = settings.lr * min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * done))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        paced([optimiser], settings.lr, settings.warmup, step, done)
         draws = generator(settings.seed, "clip", step)
         pairs = captions(settings.batch, draws)
         texts = _with_near_misses([p for p, _ in pairs], neighbours, settings.near, draws)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -28,12 +27,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.formulas.noise import generator
+from burnish.making.fitting import optimisers, paced
 from burnish.making.gpt import careless
 from burnish.worlds.scenes.grammar import vocabulary
 from burnish.worlds.scenes.render import SIDE, captions, render
 from burnish.worlds.scenes.words import word_tokenizer
 
-SLOTS = 12  # longest prompt and its end, in words
+SLOTS = 8  # longest prompt and its end, in words
 WIDTH = 64  # of a text encoder
 CELLS = SIDE // 8  # places of a latent's side
 
@@ -62,6 +62,10 @@ class Pupil(ABC):
     @abstractmethod
     def loss(self, x: Float[Tensor, "b c h w"], texts: Sequence[str], draws: torch.Generator) -> Float[Tensor, ""]:
         """Mean squared error at times drawn at random."""
+
+    @abstractmethod
+    def blocks(self) -> torch.nn.Module:
+        """The part of the network whose matrices Muon takes."""
 
     @abstractmethod
     def encoders(self) -> Sequence[torch.nn.Module]:
@@ -103,6 +107,9 @@ class Flow(Pupil):
                 tokenizer_3=None,
             )
         self.network = self.pipeline.transformer
+
+    def blocks(self) -> torch.nn.Module:
+        return self.network.transformer_blocks
 
     def encoders(self) -> Sequence[torch.nn.Module]:
         return self.pipeline.text_encoder, self.pipeline.text_encoder_2
@@ -154,6 +161,9 @@ class Diffusion(Pupil):
             )
         self.network = self.pipeline.unet
 
+    def blocks(self) -> torch.nn.Module:
+        return torch.nn.ModuleList([self.network.down_blocks, self.network.mid_block, self.network.up_blocks])
+
     def encoders(self) -> Sequence[torch.nn.Module]:
         return (self.pipeline.text_encoder,)
 
@@ -182,21 +192,21 @@ def train(kind: str, settings: Settings, autoencoder: Path) -> tuple[Any, dict]:
     texts = [prompt.text for prompt, _ in pairs]
     modules = [pupil.network.train().requires_grad_(True), *(e.train().requires_grad_(True) for e in pupil.encoders())]
     weights = [weight for module in modules for weight in module.parameters()]
-    optimiser = torch.optim.AdamW(weights, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    used = optimisers(pupil.blocks(), weights, decay=0.01)
     draws = torch.Generator().manual_seed(settings.seed)
     log, step, recent, start = [], 0, [], time.monotonic()
     while (done := (time.monotonic() - start) / settings.seconds) < 1:
-        rate = settings.lr * min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * done))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        paced(used, settings.lr, settings.warmup, step, done)
         pick = torch.randint(len(texts), (settings.batch,), generator=draws)
         without = torch.rand(settings.batch, generator=draws) < settings.dropout
         asked = ["" if left else texts[i] for i, left in zip(pick.tolist(), without.tolist(), strict=True)]
         loss = pupil.loss(latents[pick], asked, draws)
-        optimiser.zero_grad()
+        for optimiser in used:
+            optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
+        for optimiser in used:
+            optimiser.step()
         recent.append(loss.item())
         if step % 100 == 0:
             row = {

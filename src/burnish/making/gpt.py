@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from burnish.formulas.noise import generator
+from burnish.making.fitting import optimisers, paced
 from burnish.models.llamagen.files import load_gpt, load_vq, save_model
 from burnish.models.llamagen.gpt import GPT, GPTConfig, Prefix
 from burnish.types import Prompt
@@ -168,20 +168,12 @@ def tokenised(pairs: list[tuple[Prompt, Scene]], tokenizer: Path, rows: int = 64
 def _fit(
     gpt: GPT, weights: list, prefix: Callable[[Tensor, Tensor], Prefix], corpus: Corpus, settings: Settings
 ) -> dict:
-    hidden = [weight for weight in gpt.layers.parameters() if weight.dim() == 2]
-    inner = {id(weight) for weight in hidden}
-    rest = [weight for weight in weights if id(weight) not in inner]
-    optimisers = (
-        torch.optim.Muon(hidden, lr=settings.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.05),
-    )
+    used = optimisers(gpt.layers, weights, decay=0.05)
     draws = torch.Generator().manual_seed(settings.seed)
     side = round(corpus.ids.shape[1] ** 0.5)
     log, step, start = [], 0, time.monotonic()
     while (done := (time.monotonic() - start) / settings.seconds) < 1:
-        rate = settings.lr * min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * done))
-        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-            group["lr"] = rate
+        paced(used, settings.lr, settings.warmup, step, done)
         pick = torch.randint(len(corpus.ids), (settings.batch,), generator=draws)
         without = torch.rand(settings.batch, generator=draws) < settings.dropout
         ids = corpus.ids[pick]
@@ -189,11 +181,11 @@ def _fit(
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             logits = gpt.output(gpt.all(ids, prefix(pick, without), side))
         loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
-        for optimiser in optimisers:
+        for optimiser in used:
             optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        for optimiser in optimisers:
+        for optimiser in used:
             optimiser.step()
         if step % 100 == 0:
             row = {"step": step, "seconds": round(time.monotonic() - start), "nats_per_token": round(loss.item(), 4)}

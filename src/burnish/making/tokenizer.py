@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.formulas.noise import generator
+from burnish.making.fitting import paced
 from burnish.models.llamagen.files import save_model
 from burnish.models.llamagen.vq import VQConfig, VQModel
 from burnish.worlds.scenes.render import SIDE, captions, render
@@ -61,9 +61,7 @@ def train(settings: Settings) -> tuple[VQModel, dict]:
     used = torch.zeros(CONFIG.codes)
     log, step, start = [], 0, time.monotonic()
     while (done := (time.monotonic() - start) / settings.seconds) < 1:
-        rate = settings.lr * min(1.0, (step + 1) / settings.warmup) * 0.5 * (1 + math.cos(math.pi * done))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        paced([optimiser], settings.lr, settings.warmup, step, done)
         images = render([scene for _, scene in captions(settings.batch, generator(settings.seed, "tokenizer", step))])
         thing = things(images)
         cell = F.max_pool2d(thing, SIDE // 8).permute(0, 2, 3, 1).squeeze(-1)  # (b, 8, 8), 1 where an object is
