@@ -11,7 +11,7 @@ Optimisers = Sequence[torch.optim.Optimizer]
 
 
 def optimisers(blocks: torch.nn.Module, weights: Iterable[torch.nn.Parameter], decay: float) -> Optimisers:
-    """Muon (Jordan et al. 2024) for the matrices inside `blocks`, AdamW for the other `weights`. `paced` sets the rate."""
+    """Muon (Jordan et al. 2024) for the matrices inside `blocks`, AdamW for other `weights`. `paced` sets the rate."""
     hidden = [weight for weight in blocks.parameters() if weight.dim() == 2]
     inner = {id(weight) for weight in hidden}
     rest = [weight for weight in weights if id(weight) not in inner]
