@@ -6,8 +6,9 @@
 
 Rectified flow with times from a logit-normal law (Esser et al. 2024, arXiv:2403.03206, section 3.1), and the mean
 squared error of the noise (Ho et al. 2020, arXiv:2006.11239, eq. 14); the prompt is left out for one in ten. The text
-encoders are CLIP's, start at random, are trained along, and frozen from then on. Prompts are encoded by the code of the
-pipelines themselves. As all base models of the world, these are finished on captions with mistakes (see making/gpt.py).
+encoders begin as the text tower of the scenes' CLIP, are trained along, and frozen from then on: encoders that began at
+random left a flow blind to colours for its first 170,000 pictures. Prompts are encoded by the code of the pipelines
+themselves. As all base models of the world, these are finished on captions with mistakes (see making/gpt.py).
 """
 
 from __future__ import annotations
@@ -29,12 +30,9 @@ from torch import Tensor
 from burnish.formulas.noise import generator
 from burnish.making.fitting import optimisers, paced
 from burnish.making.gpt import careless
-from burnish.worlds.scenes.grammar import vocabulary
+from burnish.models.places import locate
 from burnish.worlds.scenes.render import SIDE, captions, render
-from burnish.worlds.scenes.words import word_tokenizer
 
-SLOTS = 8  # longest prompt and its end, in words
-WIDTH = 64  # of a text encoder
 CELLS = SIDE // 8  # places of a latent's side
 
 
@@ -75,12 +73,14 @@ class Pupil(ABC):
 class Flow(Pupil):
     """Stable Diffusion 3 with two text encoders; T5 is left out."""
 
-    def __init__(self, vae: Any, start: Path | None) -> None:
+    def __init__(self, vae: Any, clip: Path, start: Path | None) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+        from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
         if start:
             self.pipeline = StableDiffusion3Pipeline.from_pretrained(start, torch_dtype=torch.float32)
         else:
+            first, second = _reader(clip, CLIPTextModelWithProjection), _reader(clip, CLIPTextModelWithProjection)
             transformer = SD3Transformer2DModel(
                 sample_size=CELLS,
                 patch_size=2,
@@ -89,9 +89,9 @@ class Flow(Pupil):
                 num_layers=6,
                 attention_head_dim=32,
                 num_attention_heads=4,
-                joint_attention_dim=2 * WIDTH,
+                joint_attention_dim=2 * first.config.hidden_size,
                 caption_projection_dim=128,
-                pooled_projection_dim=2 * WIDTH,
+                pooled_projection_dim=2 * first.config.projection_dim,
                 pos_embed_max_size=CELLS // 2,
                 qk_norm="rms_norm",
             )
@@ -99,10 +99,10 @@ class Flow(Pupil):
                 transformer=transformer,
                 scheduler=FlowMatchEulerDiscreteScheduler(),
                 vae=vae,
-                text_encoder=_reader(projected=True),
-                tokenizer=word_tokenizer(vocabulary(), SLOTS),
-                text_encoder_2=_reader(projected=True),
-                tokenizer_2=word_tokenizer(vocabulary(), SLOTS),
+                text_encoder=first,
+                tokenizer=AutoTokenizer.from_pretrained(clip),
+                text_encoder_2=second,
+                tokenizer_2=AutoTokenizer.from_pretrained(clip),
                 text_encoder_3=None,
                 tokenizer_3=None,
             )
@@ -130,12 +130,14 @@ class Flow(Pupil):
 class Diffusion(Pupil):
     """Stable Diffusion: a UNet that predicts the noise."""
 
-    def __init__(self, vae: Any, start: Path | None) -> None:
+    def __init__(self, vae: Any, clip: Path, start: Path | None) -> None:
         from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+        from transformers import AutoTokenizer, CLIPTextModel
 
         if start:
             self.pipeline = StableDiffusionPipeline.from_pretrained(start, torch_dtype=torch.float32)
         else:
+            reader = _reader(clip, CLIPTextModel)
             unet = UNet2DConditionModel(
                 sample_size=CELLS,
                 in_channels=vae.config.latent_channels,
@@ -144,7 +146,7 @@ class Diffusion(Pupil):
                 block_out_channels=(64, 96),
                 down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
                 up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-                cross_attention_dim=WIDTH,
+                cross_attention_dim=reader.config.hidden_size,
                 attention_head_dim=(2, 3),
                 norm_num_groups=16,
             )
@@ -153,8 +155,8 @@ class Diffusion(Pupil):
                 unet=unet,
                 scheduler=DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
                 vae=vae,
-                text_encoder=_reader(projected=False),
-                tokenizer=word_tokenizer(vocabulary(), SLOTS),
+                text_encoder=reader,
+                tokenizer=AutoTokenizer.from_pretrained(clip),
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,
@@ -180,13 +182,13 @@ class Diffusion(Pupil):
 PUPILS: dict[str, type] = {"flow": Flow, "diffusion": Diffusion}
 
 
-def train(kind: str, settings: Settings, autoencoder: Path) -> tuple[Any, dict]:
+def train(kind: str, settings: Settings, autoencoder: Path, clip: Path) -> tuple[Any, dict]:
     """A trained pipeline (`flow` or `diffusion`), its text encoders frozen, and the log."""
     from diffusers import AutoencoderKL
 
     vae: Any = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
     torch.manual_seed(settings.seed)
-    pupil: Pupil = PUPILS[kind](vae, settings.start)
+    pupil: Pupil = PUPILS[kind](vae, clip, settings.start)
     pairs = careless(captions(settings.scenes, generator(settings.seed, kind)), settings)
     latents = encoded(vae, pairs)
     texts = [prompt.text for prompt, _ in pairs]
@@ -233,28 +235,19 @@ def encoded(vae: Any, pairs: Sequence[tuple[Any, Any]], rows: int = 64) -> Float
     return (torch.cat(found) - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
-def _reader(projected: bool) -> torch.nn.Module:
-    """A small CLIP text model at random, with the projection of the whole text or without."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+def _reader(clip: Path, tower: Any) -> Any:
+    """The text tower of a CLIP, as a model of class `tower`."""
+    from transformers import CLIPConfig
 
-    config = CLIPTextConfig(
-        vocab_size=len(word_tokenizer(vocabulary(), SLOTS)),
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=SLOTS,
-        projection_dim=WIDTH,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=3,
-    )
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+    config = CLIPConfig.from_pretrained(clip)
+    config.text_config.projection_dim = config.projection_dim  # which a tower on its own has to know
+    return tower.from_pretrained(clip, config=config.text_config, dtype=torch.float32)
 
 
 def main(kind: str, argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog=f"burnish world {kind}", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--clip", type=Path, default=locate("burnish:worlds/scenes/weights/clip"))
     parser.add_argument("--seconds", type=float, default=Settings.seconds)
     parser.add_argument("--scenes", type=int, default=Settings.scenes)
     parser.add_argument("--seed", type=int, default=Settings.seed)
@@ -263,7 +256,7 @@ def main(kind: str, argv: list[str]) -> None:
     parser.add_argument("--mistakes", type=float, default=Settings.mistakes, help="share of careless captions")
     parser.add_argument("--lr", type=float, default=Settings.lr)
     known = parser.parse_args(argv)
-    fields = {name: value for name, value in vars(known).items() if name not in ("autoencoder", "out")}
-    pipeline, log = train(kind, Settings(**fields), known.autoencoder)
+    fields = {name: value for name, value in vars(known).items() if name not in ("autoencoder", "clip", "out")}
+    pipeline, log = train(kind, Settings(**fields), known.autoencoder, known.clip)
     pipeline.to(torch.float16).save_pretrained(known.out)
     (known.out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
