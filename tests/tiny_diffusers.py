@@ -12,6 +12,7 @@ from burnish.policies.flux import Flux
 from burnish.policies.sd import SD
 from burnish.policies.sd3 import SD3
 from burnish.policies.sdxl import SDXL
+from burnish.policies.wan import Wan
 from burnish.types import Prompt
 
 TEXTS = ("a red circle", "two blue stars above a square", "star")
@@ -224,3 +225,61 @@ def prompts(each: int = 2) -> tuple[Prompt, ...]:
 
 def noise(b: int, step: int = 0) -> Noise:
     return Noise(7, step, tuple(range(b)))
+
+
+def wan(folder: Path, scheduler: Any = None, small: bool = False, **fields: Any) -> Wan:
+    """A pipeline in `folder`, and the settings that load it. Latents of 4x2x4x8: five frames of 16x32 pixels.
+
+    scheduler  FlowMatchEuler with a shift of 3 unless given; released models have UniPC
+    small      as Wan 2.2 5B: a decoder that ends in patches of 2x2 pixels (so latents of 4x2x2x4), and a network that
+               is told the time of every place
+    """
+    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+
+    torch.manual_seed(10)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=16,
+    )
+    decoder = AutoencoderKLWan(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        latents_mean=[-0.7, 0.1, 0.9, 0.3],
+        latents_std=[1.5, 0.7, 2.0, 1.1],
+        scale_factor_temporal=4,
+        scale_factor_spatial=8 if small else 4,
+        patch_size=2 if small else None,
+        in_channels=12 if small else 3,
+        out_channels=12 if small else 3,
+    )
+    last = enlivened(decoder).decoder.conv_out
+    last.bias.data.zero_()  # few pixels reach black or white, where they are cut
+    last.weight.data.mul_(4)
+    WanPipeline(
+        transformer=enlivened(transformer),
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=decoder,
+        text_encoder=umt5_encoder(16),
+        tokenizer=t5_tokenizer(),
+        expand_timesteps=small,
+    ).save_pretrained(folder)
+    return Wan(str(folder), **{"height": 16, "width": 32, "frames": 5, "text_length": 7, **fields})
+
+
+def umt5_encoder(width: int) -> torch.nn.Module:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    config = UMT5Config(
+        vocab_size=len(t5_tokenizer()), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2, is_gated_act=True
+    )
+    return enlivened(UMT5EncoderModel(config))

@@ -1,0 +1,232 @@
+"""Wan 2.1 text-to-video as a policy: rectified-flow transformers over space and time. Wan Team 2025, arXiv:2503.20314.
+
+Read from folders in the format of diffusers' WanPipeline, whose own code encodes the prompts. A latent is (channels,
+frames, rows, columns), and what is drawn are videos (b, f, 3, h, w). Euler steps without noise give the latents of that
+pipeline with a FlowMatchEulerDiscreteScheduler; the UniPC solver that is released beside the weights goes through the
+same times by another, implicit rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burnish.core import PolicySpec
+from burnish.formulas.guidance import guided
+from burnish.models.denoiser import DenoisingPolicy, Network
+from burnish.models.diffusers_parts import DTYPES, Folder, Precision, Texts, autocast
+from burnish.models.lora import Lora, adapt, adapters_off, merged
+from burnish.models.places import fetch
+from burnish.types import Prompt
+
+# Flow-GRPO, scripts/train_wan2_1.py, and Identity-GRPO: the attention over places and the one over the text
+ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
+LONGEST = 512  # tokens that the text encoder may read, as the pipeline has it
+NEARLY_NOISE = 1 - 1e-5  # UniPC starts at 1 - 1e-6 to keep its logarithms finite; that time is 1
+
+
+@dataclass(frozen=True)
+class Wan(PolicySpec):
+    """A transformer that predicts velocities, with its text encoder and its decoder."""
+
+    videos: ClassVar[bool] = True
+
+    weights: str  # a hub id (Wan-AI/Wan2.1-T2V-1.3B-Diffusers) or a folder in diffusers' format
+    height: int = 480  # of a frame, pixels
+    width: int = 832  # of it
+    frames: int = 81  # of a video: one more than a multiple of 4
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic and the text encoder; trained weights are float32
+    lora: Lora | None = None  # train adapters instead of all weights; Identity-GRPO: rank 32, alpha 32
+    shift: float | None = None  # of the times towards noise; None: the scheduler's own. Wan: 3 for 480p, 5 for 720p
+    text_length: int = 512  # tokens of the text encoder; longer texts are cut
+    negative_prompt: str = ""  # what guidance leads away from
+    recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
+    decode_rows: int = 1  # videos decoded at once
+    decode_precision: Literal["fp32", "bf16"] = "fp32"  # of the decoder's arithmetic; the law is not touched by it
+    tiled_decode: bool = False  # decode in overlapping tiles of 256 pixels: less memory for large frames
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.text_length <= LONGEST:
+            raise ValueError(f"text_length must be from 1 to {LONGEST} tokens, got {self.text_length}")
+        if self.shift is not None and not self.shift > 0:
+            raise ValueError(f"shift must be above 0 (1 is none), got {self.shift}")
+        if self.decode_rows < 1:
+            raise ValueError(f"decode_rows must be at least 1, got {self.decode_rows}")
+
+    def load(self, device: torch.device) -> DenoisingPolicy:
+        """Read the weights. Raises ValueError for a folder that is no such pipeline, is cut short, or does not fit."""
+        folder = Folder(fetch(self.weights), "WanPipeline")
+        if folder.kind("transformer_2") is not None:
+            raise ValueError(
+                f"{folder.path}: names a transformer_2, which takes over at low noise (Wan 2.2 A14B); "
+                "only models of one transformer are drawn from and trained (Wan 2.1, Wan 2.2 5B)"
+            )
+        return DenoisingPolicy(WanNetwork(self, folder, device), self.decode_rows)
+
+
+class WanNetwork(Network):
+    """A loaded Wan. `transformer` is trained; text encoder and decoder never are."""
+
+    def __init__(self, spec: Wan, folder: Folder, device: torch.device) -> None:
+        self.spec, self.folder, self.device = spec, folder, device
+        parts: dict[str, Any] = {
+            "tokenizer": folder.needed("tokenizer"),
+            "scheduler": _scheduler(folder, spec.shift),
+            "text_encoder": folder.needed("text_encoder", DTYPES[spec.precision]).to(device),
+        }
+        vae = folder.needed("vae", torch.float32).to(device)
+        self.transformer = folder.needed("transformer", torch.float32).to(device)
+        self._decoder = VideoDecoder(vae, spec.decode_precision, spec.tiled_decode)
+        self.shape = self._shape()
+        self._pipeline = folder.assembled(transformer=self.transformer, vae=vae, **parts)
+        self.texts = Texts(self._encode, device)
+        self._null: tuple[Tensor, ...] | None = None  # the negative prompt, once it is asked for
+        self._train()
+
+    def _shape(self) -> tuple[int, int, int, int]:
+        """Channels, frames and sides of a latent."""
+        config, decoder, spec = self.transformer.config, self._decoder, self.spec
+        deep, tall, wide = config.patch_size
+        for name, step in (("height", decoder.cell * tall), ("width", decoder.cell * wide)):
+            if (value := getattr(spec, name)) < 1 or value % step:
+                raise ValueError(f"policy.wan.{name}: {value} is not a multiple of this model's {step}")
+        if spec.frames < 1 or (spec.frames - 1) % decoder.span:
+            raise ValueError(f"policy.wan.frames: {spec.frames} is not one more than a multiple of {decoder.span}")
+        if config.in_channels != decoder.channels:
+            raise ValueError(
+                f"policy.wan: the network reads {config.in_channels} channels, the decoder {decoder.channels}; "
+                "models that read more than noise (a first frame, a video) are not drawn from by text alone"
+            )
+        shape = (spec.frames - 1) // decoder.span + 1, spec.height // decoder.cell, spec.width // decoder.cell
+        if shape[0] % deep:
+            raise ValueError(f"policy.wan.frames: {shape[0]} frames of a latent are not a multiple of {deep}")
+        longest = max(side // patch for side, patch in zip(shape, (deep, tall, wide), strict=True))
+        if longest > config.rope_max_seq_len:
+            raise ValueError(
+                f"policy.wan: {longest} places along one axis, above the {config.rope_max_seq_len} of this model"
+            )
+        return (config.in_channels, *shape)
+
+    def _train(self) -> None:
+        if self.spec.lora:
+            adapt(self.transformer, self.spec.lora, ADAPTED, start="gaussian")
+        else:
+            self.transformer.requires_grad_(True)
+        if self.spec.recompute:
+            self.transformer.enable_gradient_checkpointing()
+
+    # --- prompts -----------------------------------------------------------------------------------------------------
+
+    def conditions(self, prompts: Sequence[Prompt]) -> Float[Tensor, "p l f"]:
+        """Features of the tokens, zeros behind the end of a text."""
+        (features,) = self.texts([prompt.text for prompt in prompts])
+        return features
+
+    def _encode(self, texts: list[str]) -> tuple[Tensor]:
+        features, _ = self._pipeline.encode_prompt(
+            prompt=texts,
+            do_classifier_free_guidance=False,  # the negative prompt is encoded like any other
+            max_sequence_length=self.spec.text_length,
+            device=self.device,
+        )
+        return (features,)
+
+    # --- the flow ----------------------------------------------------------------------------------------------------
+
+    def velocity(
+        self, x: Float[Tensor, "n c f h w"], t: Float[Tensor, " n"], conditions: Any, guidance: float
+    ) -> Float[Tensor, "n c f h w"]:
+        """UniPC tells its network whole thousandths of t; here the network reads t as it is."""
+        features = conditions
+        if guidance != 1:
+            if self._null is None:
+                self._null = self.texts([self.spec.negative_prompt])
+            features = torch.cat([self._null[0].expand_as(features), features])
+            x, t = torch.cat([x, x]), torch.cat([t, t])
+        with autocast(self.device, self.spec.precision):
+            velocity = self.transformer(
+                hidden_states=x,
+                timestep=t.float() * self._pipeline.scheduler.config.num_train_timesteps,
+                encoder_hidden_states=features,
+                return_dict=False,
+            )[0]
+        if guidance == 1:
+            return velocity.float()
+        null, conditional = velocity.float().chunk(2)
+        return guided(conditional, null, guidance)
+
+    def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
+        """The scheduler's own."""
+        self._pipeline.scheduler.set_timesteps(steps)
+        times = self._pipeline.scheduler.sigmas.double().cpu()
+        return torch.where(times > NEARLY_NOISE, 1.0, times)
+
+    def start(self, noise: Float[Tensor, "n c f h w"], steps: int) -> Float[Tensor, "n c f h w"]:
+        return noise
+
+    def decode(self, latents: Float[Tensor, "n c f h w"]) -> Float[Tensor, "n F 3 H W"]:
+        return self._decoder(latents)
+
+    # --- weights -----------------------------------------------------------------------------------------------------
+
+    def trained(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
+        return [(name, weight) for name, weight in self.transformer.named_parameters() if weight.requires_grad]
+
+    def adapter_off(self) -> Callable[[], AbstractContextManager[None]] | None:
+        return partial(adapters_off, self.transformer) if self.spec.lora else None
+
+    def export(self, folder: Path) -> None:
+        whole = merged(self.transformer) if self.spec.lora else self.transformer
+        self.folder.write(folder, {"transformer": whole, "scheduler": self._pipeline.scheduler})
+
+
+class VideoDecoder:
+    """Latents to videos in [0, 1], by diffusers' AutoencoderKLWan, whose config tells a mean and a deviation a channel.
+
+    precision  of its arithmetic; its weights are float32
+    tiled      decode in overlapping tiles that are blended: less memory, and faint seams
+    """
+
+    def __init__(self, vae: Any, precision: Precision, tiled: bool) -> None:
+        self._vae = vae
+        self._precision: Precision = precision
+        self.cell = int(vae.config.scale_factor_spatial)  # pixels a side of a latent's place
+        self.span = int(vae.config.scale_factor_temporal)  # frames of one of a latent, but for the first, which is one
+        self.channels = int(vae.config.z_dim)
+        self._mean, self._std = (
+            torch.tensor(values, device=vae.device).view(-1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        if tiled:
+            vae.enable_tiling()
+
+    def __call__(self, latents: Float[Tensor, "n c f h w"]) -> Float[Tensor, "n F 3 H W"]:
+        with autocast(latents.device, self._precision):
+            videos = self._vae.decode(latents * self._std + self._mean, return_dict=False)[0]
+        return (videos.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+
+
+def _scheduler(folder: Folder, shift: float | None) -> Any:
+    """The scheduler, which tells the times. Raises ValueError for one that is not of a flow of fixed shift."""
+    kind, where = folder.kind("scheduler"), folder.path / "scheduler"
+    names = {"FlowMatchEulerDiscreteScheduler": "shift", "UniPCMultistepScheduler": "flow_shift"}
+    if kind not in names:
+        raise ValueError(f"{where}: a {kind}; only {' and '.join(names)} tell the times of a flow")
+    scheduler = folder.needed("scheduler")
+    if kind == "UniPCMultistepScheduler" and not (
+        scheduler.config.use_flow_sigmas and scheduler.config.prediction_type == "flow_prediction"
+    ):
+        raise ValueError(f"{where}: its use_flow_sigmas and prediction_type are not those of a flow")
+    if shift is not None:
+        scheduler = scheduler.from_config(scheduler.config, **{names[kind]: shift}, use_dynamic_shifting=False)
+    if scheduler.config.use_dynamic_shifting:
+        raise ValueError(f"{where}: its shift moves with the size, which this pipeline does not tell it; give a shift")
+    return scheduler
