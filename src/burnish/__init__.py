@@ -38,7 +38,8 @@ def train(
 
     `recipe` is a shipped name, a .yaml file, the folder of a run, or a Recipe. Settings go by the recipe's own names:
     `steps=100`, `optim={"lr": 1e-4}`, `**{"objective.ppo_clip.clip": 0.1}`, or the command line's text in `overrides`.
-    `reward` may be any callable `(images, prompts) -> scores`; pictures come as (b, 3, h, w) in [0, 1].
+    `reward` may be any callable `(images, prompts) -> scores`; pictures come as (b, 3, h, w) in [0, 1],
+    videos as (b, f, 3, h, w).
     Raises ValueError, before any model loads, for a recipe that cannot run.
     """
     from pathlib import Path
@@ -57,7 +58,7 @@ def train(
 def load(run: str | PathLike[str]) -> Model:
     """The model of a run, with the weights of its newest checkpoint; or of a recipe, as it starts out.
 
-    `load(run).sample(["a red square"])` draws: a list of PIL images.
+    `load(run).sample(["a red square"])` draws: a list of PIL images; of videos, a list of frames each.
     """
     from burnish.cli.runs import open_model
 

@@ -104,6 +104,8 @@ class Policy(ABC):
 class PolicySpec(ABC):
     """The settings of a policy: what a recipe names under `policy`."""
 
+    videos: ClassVar[bool] = False  # it draws videos, (b, f, 3, h, w), and not pictures
+
     @abstractmethod
     def load(self, device: torch.device) -> Policy:
         """Read the weights. Raises ValueError, naming file and key, for weights that do not fit."""
@@ -229,7 +231,7 @@ class Denoiser(Policy):
         """What the weights in use now make of the recorded steps."""
 
     @abstractmethod
-    def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n c h w"]:
+    def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *f c h w"]:
         """Pictures in [0, 1], with their gradient."""
 
     @abstractmethod
@@ -263,14 +265,15 @@ class Scorer(ABC):
     """A loaded reward."""
 
     @abstractmethod
-    def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Scores:
-        """Score pictures in [0, 1]. A score that cannot be computed is invalid, with a note; it is never 0."""
+    def __call__(self, images: Float[Tensor, "b *f 3 h w"], prompts: Sequence[Prompt]) -> Scores:
+        """Score pictures in [0, 1], or videos if the reward says that it can. A score that cannot be computed is invalid, with a note; it is never 0."""
 
 
 class Reward(ABC):
     """The settings of a reward: what a recipe names under `reward`."""
 
     differentiable: ClassVar[bool] = False  # the scorer passes gradients from its total to the pictures
+    videos: ClassVar[bool] = False  # the scorer reads videos, (b, f, 3, h, w), as well as pictures
 
     @abstractmethod
     def load(self, device: torch.device) -> Scorer: ...
@@ -327,11 +330,13 @@ class Evaluation:
     metrics: Mapping[str, float]  # name -> value over all samples
     values: Mapping[str, Float[Tensor, " n"]]  # name -> value of each sample; NaN where it could not be computed
     prompts: tuple[Prompt, ...]  # of each sample
-    media: Float[Tensor, "n c h w"]
+    media: Float[Tensor, "n *f c h w"]
 
 
 class Suite(ABC):
     """A fixed set of questions asked of a policy: same prompts, same noise, every time."""
+
+    videos: ClassVar[bool] = False  # it looks at videos as well as pictures
 
     @abstractmethod
     def run(self, policy: Policy, plan: Plan, reward: Scorer | None, seed: int) -> Evaluation:

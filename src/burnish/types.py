@@ -1,7 +1,8 @@
 """The records that flow through a run: prompts -> rollout -> scores -> batch -> loss.
 
 Every record is frozen. A stage returns a new one (`dataclasses.replace`) and never edits the one it was given.
-Letters in shapes: `b` samples, `k` decisions of one sample (tokens, denoising steps), `c h w` a picture.
+Letters in shapes: `b` samples, `k` decisions of one sample (tokens, denoising steps), `c h w` a picture, `f c h w` a
+video: what is drawn has an axis of frames before its channels, or none.
 Log-probabilities are in nats. Pictures are float in [0, 1].
 """
 
@@ -129,7 +130,7 @@ class Rollout:
     prompts: tuple[Prompt, ...]
     group: Int[Tensor, " b"]  # samples with an equal number answer one prompt and are compared with one another
     decisions: tuple[Tokens | Latents, ...]  # one image is one entry; a thought and then an image are two
-    media: Float[Tensor, "b c h w"]  # in [0, 1]
+    media: Float[Tensor, "b *f c h w"]  # in [0, 1]
     plan: Plan
     ids: tuple[int, ...]  # keys of the noise, unique within the step
     anchor: Float[Tensor, "b k"] | None = None  # log-probability that ratios are taken against; None: the recorded one

@@ -24,7 +24,9 @@ def unipc(**settings):
     return UniPCMultistepScheduler(**{**flow, **settings})
 
 
-def drawn_by_diffusers(folder: str, p, steps: int, guidance: float, shape=SHAPE, negative: str = "", exact: bool = False):
+def drawn_by_diffusers(
+    folder: str, p, steps: int, guidance: float, shape=SHAPE, negative: str = "", exact: bool = False
+):
     """Latents and videos of the pipeline, from the noise that ours starts with.
 
     exact  its scheduler does not cut times down to whole thousandths before the network is told

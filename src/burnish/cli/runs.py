@@ -8,7 +8,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
 from PIL.Image import Image, fromarray
+from torch import Tensor
 
 from burnish.core import Copy, Evaluation, Policy, Suite
 from burnish.engine import checkpoint
@@ -70,24 +72,25 @@ class Model:
     policy: Policy
     step: int | None  # training step of its weights; None for those the recipe starts from
 
-    def sample(self, prompts: Sequence[str | Prompt], seed: int = 0, rows: int = 64, **plan: Any) -> list[Image]:
+    def sample(
+        self, prompts: Sequence[str | Prompt], seed: int = 0, rows: int = 64, **plan: Any
+    ) -> list[Image] | list[list[Image]]:
         """One picture for each prompt, drawn as in training; `plan` changes how (`guidance=4.0`, `top_k=100`).
 
+        Of a policy that draws videos: the frames of one, in a list, for each prompt.
         A text that is among the prompts of the recipe brings what is known about it, such as its class.
         The same seed gives the same pictures, however many are drawn at once (`rows`).
         """
-        import numpy as np
-
         asked = self._prompts(prompts)
         drawn = _plan(self.recipe, plan)
-        found = []
+        media = []
         for start in range(0, len(asked), rows):
             some = asked[start : start + rows]
             noise = Noise(seed, 0, tuple(range(start, start + len(some))), "sample")
-            media = self.policy.sample(some, drawn, noise).media
-            pixels = (media.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            found += [fromarray(np.ascontiguousarray(picture)) for picture in pixels]
-        return found
+            media.extend(self.policy.sample(some, drawn, noise).media)
+        if self.recipe.policy.videos:
+            return [[_picture(frame) for frame in video] for video in media]
+        return [_picture(picture) for picture in media]
 
     def evaluate(self, suites: Mapping[str, Suite], seed: int, reward: bool) -> dict[str, Evaluation]:
         """Each suite in turn; with `reward`, what the recipe's reward says of the pictures too."""
@@ -102,6 +105,13 @@ class Model:
         if not plain:
             raise ValueError("sample needs one prompt at least")
         return plain
+
+
+def _picture(media: Float[Tensor, "c h w"]) -> Image:
+    import numpy as np
+
+    pixels = (media.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return fromarray(np.ascontiguousarray(pixels))
 
 
 def _known_prompts(recipe: Recipe) -> dict[str, Prompt]:

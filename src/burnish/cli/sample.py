@@ -1,4 +1,4 @@
-"""`burnish sample`: pictures from a run, or from the model a recipe starts from."""
+"""`burnish sample`: pictures, or videos, from a run, or from the model a recipe starts from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from burnish.cli.words import RunOrRecipe, Seed
+
+PACE = 125  # milliseconds that a frame of a video is shown
 
 
 def sample(
@@ -22,7 +24,7 @@ def sample(
     temperature: Annotated[float | None, typer.Option()] = None,
     top_k: Annotated[int | None, typer.Option()] = None,
 ) -> None:
-    """Draw pictures with the newest weights of a run."""
+    """Draw pictures with the newest weights of a run; videos, where its model draws those, as animated WebP."""
     from burnish.cli.runs import open_model
     from burnish.prompts import read_prompts
 
@@ -36,5 +38,9 @@ def sample(
     for number, (prompt, picture) in enumerate(zip(asked, pictures, strict=True)):
         text = prompt if isinstance(prompt, str) else prompt.text
         name = out / f"{number:04d}-{re.sub(r'[^a-z0-9]+', '-', text.lower())[:40].strip('-')}.png"
-        picture.save(name)
+        if isinstance(picture, list):  # the frames of a video
+            name, (first, *rest) = name.with_suffix(".webp"), picture
+            first.save(name, save_all=True, append_images=rest, duration=PACE, loop=0, quality=90)
+        else:
+            picture.save(name)
         print(name)

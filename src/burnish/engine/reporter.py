@@ -13,7 +13,8 @@
          "text": "...", "group": 0, "total": number or null, "valid": true, "parts": {name: number or null},
          "measures": {name: number or null}, "advantage": number (mean over decisions), "notes": {part: "..."}}]}
         Sample i is at row i // columns, column i % columns; its left edge is at gap + column (width + gap), its top at
-        gap + row (height + gap), in pixels. At most MOST_TILES samples.
+        gap + row (height + gap), in pixels. At most MOST_TILES samples. Of videos the PNG is animated, and a frame of
+        it shows one of each, reduced to thumbnails; TensorBoard, which does not show them, has the middle frames.
     evaluations/<suite>-000010.png, .json, .npz   one pass of a suite (000000: before training), same prompts and noise
                          each time: {"suite", "step", "columns", "tile", "gap", "metrics": {name: number or null},
                          "prompts": [{"id", "text"}], "values": {name: [number or null]}}. The grid shows the first
@@ -44,7 +45,7 @@ import torch
 from torch import Tensor
 
 from burnish.core import Evaluation
-from burnish.engine.grids import COLUMNS, GAP, MOST_TILES, grid
+from burnish.engine.grids import COLUMNS, GAP, MOST_TILES, grid, save, shown
 from burnish.engine.progress import Progress
 from burnish.engine.surroundings import command, surroundings
 from burnish.recipe.read import as_yaml
@@ -155,10 +156,11 @@ class Reporter:
             self._board.close()
 
     def _picture(self, path: Path, name: str, media: Tensor, step: int) -> list[int]:
-        picture = grid(media)
-        picture.save(path)
-        self._board.add_image(name, np.asarray(picture), step, dataformats="HWC")
-        return list(media.shape[-2:])
+        frames = shown(media)
+        sheets = [grid(frame) for frame in frames]
+        save(sheets, path)
+        self._board.add_image(name, np.asarray(sheets[len(sheets) // 2]), step, dataformats="HWC")
+        return list(frames[0].shape[-2:])
 
     def _cut_back(self, step: int) -> None:
         """Forget what came after `step`; with step 0 nothing was kept, and the run starts again from its beginning."""

@@ -12,16 +12,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from burnish.formulas.frames import pictures_of
+
 DARK = 0.1  # luminance below which a pixel counts as dark
 LEVELS = 4  # colour levels per channel in the entropy's histogram
 
 
-def statistics(images: Float[Tensor, "b 3 h w"], group: Int[Tensor, " b"], cell: int = 8) -> dict[str, float]:
-    """Every statistic of a batch of pictures in [0, 1], by name, as a batch mean.
+def statistics(media: Float[Tensor, "b *f 3 h w"], group: Int[Tensor, " b"], cell: int = 8) -> dict[str, float]:
+    """Every statistic of a batch of pictures in [0, 1], by name, as a batch mean; of videos, over their frames.
 
     `group` numbers the prompts; `cell` is the width in pixels that one token is decoded to. A statistic that does not
     exist here (diversity without a group of two) is NaN.
     """
+    images = pictures_of(media)
     light = luminance(images)
     return {
         "brightness": float(light.mean()),
@@ -30,7 +33,7 @@ def statistics(images: Float[Tensor, "b 3 h w"], group: Int[Tensor, " b"], cell:
         "edges": float(edges(light).mean()),
         "colour_entropy": float(colour_entropy(images).mean()),
         "grid": grid(light, cell),
-        "diversity": group_diversity(images, group),
+        "diversity": group_diversity(media, group),
     }
 
 
@@ -97,8 +100,8 @@ def pairwise_distance(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     return distance.sum(1) / (len(rows) - 1)
 
 
-def group_diversity(images: Float[Tensor, "b 3 h w"], group: Int[Tensor, " b"]) -> float:
+def group_diversity(media: Float[Tensor, "b *f 3 h w"], group: Int[Tensor, " b"]) -> float:
     """Root-mean-square pixel distance of samples of one prompt: mean over pairs, then over groups of two or more."""
-    rows = images.flatten(1)
+    rows = media.flatten(1)
     means = [pairwise_distance(rows[group == g]).mean() for g in group.unique() if int((group == g).sum()) > 1]
     return float(torch.stack(means).mean()) if means else math.nan

@@ -49,7 +49,7 @@ class Network(ABC):
         """The state that a draw starts from, given standard normal noise."""
 
     @abstractmethod
-    def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n c h w"]:
+    def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *f c h w"]:
         """Pictures in [0, 1], with their gradient."""
 
     @abstractmethod
@@ -174,7 +174,7 @@ class DenoisingPolicy(Denoiser):
         rows, distinct = distinct_prompts(prompts)
         return self.network.velocity(x, t, taken(self.network.conditions(distinct), rows), guidance)
 
-    def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n c h w"]:
+    def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *f c h w"]:
         return self.network.decode(latents)
 
     def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:

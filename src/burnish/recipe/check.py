@@ -121,8 +121,26 @@ def fit(recipe: Recipe) -> Iterator[str]:
         )
     if needs.reward_gradient and not recipe.reward.differentiable:
         yield f"reward: {name} differentiates the reward, but {_called(recipe.reward)} has no gradient"
+    if recipe.policy.videos:
+        yield from _videos(recipe)
     if needs.draw_from not in ("live", *needs.copies):
         yield f"objective: {name} draws from a copy {needs.draw_from!r} that it does not keep"
+
+
+def _videos(recipe: Recipe) -> Iterator[str]:
+    """A sentence for every reward and suite that knows pictures only."""
+    rewards = {"reward": recipe.reward, **{f"measures.{name}": reward for name, reward in recipe.measures.items()}}
+    draws = f"policy {_called(recipe.policy)} draws videos"
+    for place, reward in rewards.items():
+        if not reward.videos:
+            inside = _called(reward)
+            yield (
+                f"{place}: {draws}, and {inside} scores pictures; frames: {{of: {inside}}} asks it about some of the "
+                "frames"
+            )
+    for name, suite in recipe.suites.items():
+        if not suite.videos:
+            yield f"suites.{name}: {draws}, and {_called(suite)} looks at pictures"
 
 
 def accepts(objective: type[Objective[Any]]) -> type[Policy]:

@@ -46,26 +46,31 @@ class Sprite:
 
 
 def sprite(sheet: Sheet, indices: Sequence[int]) -> Sprite:
-    """Cut pictures out of a sheet and lay them out tightly."""
-    from PIL import Image
+    """Cut pictures out of a sheet and lay them out tightly. A sheet that moves makes a sprite that moves."""
+    from PIL import Image, ImageSequence
 
     with Image.open(sheet.path) as opened:
-        whole = opened.convert("RGB")
+        shown = [(frame.convert("RGB"), frame.info.get("duration")) for frame in ImageSequence.Iterator(opened)]
     shrink = min(1.0, WIDEST / sheet.width)
     width, height = max(1, round(sheet.width * shrink)), max(1, round(sheet.height * shrink))
     columns = max(1, math.ceil(math.sqrt(len(indices))))
     rows = max(1, math.ceil(len(indices) / columns))
-    out = Image.new("RGB", (columns * width, rows * height))
-    for at, index in enumerate(indices):
-        one = whole.crop(sheet.box(index))
-        if shrink < 1:
-            one = one.resize((width, height), Image.Resampling.LANCZOS)
-        out.paste(one, (at % columns * width, at // columns * height))
+    laid = []
+    for whole, _ in shown:
+        out = Image.new("RGB", (columns * width, rows * height))
+        for at, index in enumerate(indices):
+            one = whole.crop(sheet.box(index))
+            if shrink < 1:
+                one = one.resize((width, height), Image.Resampling.LANCZOS)
+            out.paste(one, (at % columns * width, at // columns * height))
+        laid.append(out)
     buffer = io.BytesIO()
-    if width <= 128:
-        out.save(buffer, "PNG", optimize=True)
+    if width <= 128 or len(laid) > 1:
+        paces = [pace for _, pace in shown]
+        moving = {"save_all": True, "append_images": laid[1:], "duration": paces, "loop": 0} if len(laid) > 1 else {}
+        laid[0].save(buffer, "PNG", optimize=True, **moving)
         return Sprite(data_uri(buffer.getvalue()), columns, rows, width, height)
-    out.save(buffer, "JPEG", quality=88)
+    laid[0].save(buffer, "JPEG", quality=88)
     return Sprite(data_uri(buffer.getvalue(), "image/jpeg"), columns, rows, width, height)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -21,9 +21,12 @@ Score = Callable[[Tensor, Sequence[Prompt]], Any]
 class Function(Reward):
     """A plain function of yours: pictures (b, 3, h, w) in [0, 1] and prompts in, one number for each sample out.
 
+    Of a policy that draws videos it is given those, (b, f, 3, h, w).
     It may return a tensor, a list, an array or Scores. A number that is not finite is an invalid score: it is counted,
     and left out of its group. In a recipe: `reward: mymodule:score`.
     """
+
+    videos: ClassVar[bool] = True
 
     name: str  # module:function, and the name of the part in the report
     function: Score | None = field(default=None, compare=False, metadata={"recipe": False})  # set from Python
@@ -37,7 +40,7 @@ class _Called(Scorer):
     name: str
     function: Score
 
-    def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Scores:
+    def __call__(self, images: Float[Tensor, "b *f 3 h w"], prompts: Sequence[Prompt]) -> Scores:
         try:
             found = self.function(images, prompts)
         except Exception as problem:  # the function is the user's: whatever it raises, the sentence must name it

@@ -33,6 +33,11 @@ class Tiers(Reward):
     def __post_init__(self) -> None:
         Steps(self.cuts, self.values)  # says what is wrong with them
 
+    @property
+    def videos(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """If the reward inside reads them."""
+        return self.of.videos
+
     def load(self, device: torch.device) -> Scorer:
         """Load the reward inside. Raises what it raises."""
         return _TiersScorer(self.of.load(device), Steps(self.cuts, self.values))

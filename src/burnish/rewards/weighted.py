@@ -36,6 +36,11 @@ class Weighted(Reward):
         counted = [part for name, part in self.parts.items() if self.weights[name]]
         return bool(counted) and all(part.differentiable for part in counted)
 
+    @property
+    def videos(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether every part reads them."""
+        return all(part.videos for part in self.parts.values())
+
     def load(self, device: torch.device) -> Scorer:
         """Load every part. Raises what they raise."""
         return _WeightedScorer(self, {name: part.load(device) for name, part in self.parts.items()})

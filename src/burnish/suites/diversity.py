@@ -40,6 +40,11 @@ class Diversity(Suite):
             if value < least:
                 raise ValueError(f"suites.diversity.{name}: expected {least} or more, got {value}")
 
+    @property
+    def videos(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """In pixels; CLIP looks at pictures."""
+        return not self.features
+
     def run(self, policy: Policy, plan: Plan, reward: Scorer | None, seed: int) -> Evaluation:
         """Metrics `pixels`, root-mean-square distance in [0, 1], and with `features` `clip`, 1 - cosine in [0, 2].
 

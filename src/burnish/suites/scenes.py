@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,20 +13,22 @@ from torch import Tensor
 from burnish.core import Evaluation, Policy, Scorer, Suite
 from burnish.draws import draw_all
 from burnish.types import Plan, Prompt
+from burnish.worlds.scenes import moving
 from burnish.worlds.scenes.classes import class_prompts
 from burnish.worlds.scenes.grammar import balanced, heldout, train
-from burnish.worlds.scenes.verify import verify
+from burnish.worlds.scenes.motion import judge
 
 PROMPTS_SEED = 0  # the questions are the same whatever the run's seed
+Questions = Literal["heldout", "train", "classes", "moving", "moving_train"]
 
 
 @dataclass(frozen=True)
 class Scenes(Suite):
     """Draws and verifies prompts of the scenes world. Two passes with one seed compare sample by sample."""
 
-    prompts: Literal["heldout", "train", "classes"] = (
-        "heldout"  # combinations not trained on, those trained on, classes
-    )
+    videos: ClassVar[bool] = True
+
+    prompts: Questions = "heldout"  # combinations not trained on, those trained on, classes; the first two of motions
     count: int = 120  # prompts: the categories (or classes) taking turns, over again where a category has too few
     per_prompt: int = 1  # samples of each; from 2 on, how different they are is reported too
     rows: int = 64  # pictures drawn, and scored, at once. Changes memory, not the result
@@ -35,8 +37,10 @@ class Scenes(Suite):
         for name, value in (("count", self.count), ("per_prompt", self.per_prompt), ("rows", self.rows)):
             if value < 1:
                 raise ValueError(f"suites.scenes.{name}: expected 1 or more, got {value}")
-        if self.prompts not in ("heldout", "train", "classes"):
-            raise ValueError(f"suites.scenes.prompts: expected heldout, train or classes, got {self.prompts!r}")
+        if self.prompts not in get_args(Questions):
+            raise ValueError(
+                f"suites.scenes.prompts: expected one of {', '.join(get_args(Questions))}, got {self.prompts!r}"
+            )
 
     def run(self, policy: Policy, plan: Plan, reward: Scorer | None, seed: int) -> Evaluation:
         """Metrics: `verified`, `verified_<category>`, `requirements` (share met), `diversity`, `reward` and
@@ -58,12 +62,16 @@ class Scenes(Suite):
             return heldout(self.count, PROMPTS_SEED)
         if self.prompts == "train":
             return balanced(train(), self.count, PROMPTS_SEED)
+        if self.prompts == "moving":
+            return moving.heldout(self.count, PROMPTS_SEED)
+        if self.prompts == "moving_train":
+            return balanced(moving.train(), self.count, PROMPTS_SEED, moving.CATEGORIES)
         classes = class_prompts()
         return tuple(classes[i % len(classes)] for i in range(self.count))
 
 
 def _values(images: Tensor, prompts: Sequence[Prompt], reward: Scorer | None) -> dict[str, Tensor]:
-    verdicts = verify(images, prompts)
+    verdicts = judge(images, prompts)
     values = {"verified": verdicts.right.float(), "requirements": verdicts.share}
     if reward is not None:
         with torch.no_grad():
@@ -87,7 +95,7 @@ def _mean(values: Float[Tensor, " n"]) -> float:
     return float(values.nanmean())
 
 
-def _diversity(images: Float[Tensor, "n c h w"], each: int) -> float:
+def _diversity(images: Float[Tensor, "n *f c h w"], each: int) -> float:
     """Mean absolute difference, in [0, 1], between two samples of one prompt. Every `each` in a row share a prompt."""
     groups = images.flatten(1).unflatten(0, (-1, each))
     gaps = torch.cdist(groups, groups, p=1) / groups.shape[2]

@@ -96,12 +96,14 @@ def heldout(n: int | None = None, seed: int = 0) -> tuple[Prompt, ...]:
     return prompts if n is None else balanced(prompts, n, seed)
 
 
-def balanced(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[Prompt, ...]:
+def balanced(
+    prompts: Sequence[Prompt], n: int, seed: int, categories: Sequence[str] = CATEGORIES
+) -> tuple[Prompt, ...]:
     """`n` of these prompts, categories taking turns, each category shuffled by `seed` and cycled."""
     if n < 0:
         raise ValueError(f"a number of prompts cannot be {n}; use 0 or more")
     queues = []
-    for category in CATEGORIES:
+    for category in categories:
         mine = [p for p in prompts if p.facts["category"] == category]
         order = generator(seed, "scenes prompts", category).permutation(len(mine))
         if mine:
