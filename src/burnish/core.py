@@ -266,7 +266,10 @@ class Scorer(ABC):
 
     @abstractmethod
     def __call__(self, images: Float[Tensor, "b *f 3 h w"], prompts: Sequence[Prompt]) -> Scores:
-        """Score pictures in [0, 1], or videos if the reward says that it can. A score that cannot be computed is invalid, with a note; it is never 0."""
+        """Score pictures in [0, 1], or videos if the reward says that it can.
+
+        A score that cannot be computed is invalid, with a note; it is never 0.
+        """
 
 
 class Reward(ABC):

@@ -16,7 +16,9 @@ from burnish.types import Plan, Prompt
 def draw_all(
     policy: Policy, prompts: Sequence[Prompt], plan: Plan, seed: int, rows: int
 ) -> Float[Tensor, "n *f c h w"]:
-    """One picture (or video) a prompt, on the CPU. Sample i has the noise (seed, "evaluate", step 0, id i), whatever `rows` is.
+    """One picture, or video, a prompt, on the CPU.
+
+    Sample i has the noise (seed, "evaluate", step 0, id i), whatever `rows` is.
 
     So two policies, or one before and after training, are asked the same with the same noise.
     """

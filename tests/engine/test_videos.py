@@ -122,10 +122,10 @@ def test_rewards_and_suites_of_pictures_are_refused(recipe):
         measures={"size": Jpeg()},
         suites={"far": Distribution("p", "r", "f"), "clip": Diversity("p", features="f")},
     )
+    advice = "policy wan draws videos, and jpeg scores pictures; frames: {of: jpeg} asks it about some of the frames"
     assert list(fit(wrong)) == [
-        "reward: policy wan draws videos, and jpeg scores pictures; frames: {of: jpeg} asks it about some of the frames",
-        "measures.size: policy wan draws videos, and jpeg scores pictures; frames: {of: jpeg} asks it about some of the "
-        "frames",
+        f"reward: {advice}",
+        f"measures.size: {advice}",
         "suites.far: policy wan draws videos, and distribution looks at pictures",
         "suites.clip: policy wan draws videos, and diversity looks at pictures",
     ]

@@ -26,6 +26,7 @@ class Brightness(Reward):
     """Mean of the pixels, with its gradient."""
 
     differentiable: ClassVar[bool] = True
+    videos: ClassVar[bool] = True
 
     def load(self, device: torch.device) -> Scorer:
         return _Brightness()
@@ -33,13 +34,13 @@ class Brightness(Reward):
 
 class _Brightness(Scorer):
     def __call__(self, images, prompts) -> Scores:
-        return Scores.of("brightness", images.mean((1, 2, 3)))
+        return Scores.of("brightness", images.flatten(1).mean(1))
 
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
     home = tmp_path_factory.mktemp("pipelines")
-    return {"sd3": tiny_diffusers.sd3(home / "sd3"), "sd": tiny_diffusers.sd(home / "sd")}
+    return {name: getattr(tiny_diffusers, name)(home / name) for name in ("sd3", "sd", "wan")}
 
 
 def test_there_are_recipes():

@@ -175,7 +175,7 @@ def test_settings_below_one_are_refused(field):
 
 
 def test_an_unknown_set_of_prompts_is_refused():
-    with pytest.raises(ValueError, match="expected heldout, train or classes, got 'test'"):
+    with pytest.raises(ValueError, match="expected one of heldout, train, classes, moving, moving_train, got 'test'"):
         Scenes(prompts="test")  # pyright: ignore[reportArgumentType]
 
 

@@ -3,9 +3,9 @@
 What counts, beside what verify.py asks of each single frame:
 
 - An object keeps its colour through all frames, also where the prompt leaves the colour open.
-- "moving right" is at least `WAY` pixels to the right between the first frame and the last and `LEAN` times as far as up
-  or down, without a step back of more than `BACK` pixels and without a step of more than half the way, which would be
-  a jump. Towards and away from count the distance of the two centres in the same manner.
+- "moving right" is at least `WAY` pixels to the right between the first frame and the last, and `LEAN` times as far as
+  up or down, without a step back of more than `BACK` pixels and without a step of more than half the way, which would
+  be a jump. Towards and away from count the distance of the two centres in the same manner.
 - What is not said to move is never more than `STILL` pixels from where it was.
 
 The two objects of a prompt have different shapes, so that an object is followed by its shape.
@@ -53,9 +53,7 @@ def judge(media: Float[Tensor, "b *f 3 64 64"], prompts: Sequence[Prompt]) -> Ve
         if moving is not None:
             raise ValueError(f"prompt {moving.id!r} asks for a motion, which a picture cannot show; draw videos")
         return verify(media, prompts)
-    frames = media.shape[1]
-    objects = read(pictures_of(media))
-    videos = [objects[start : start + frames] for start in range(0, len(objects), frames)]
+    videos = read_videos(media)
     checked = [checks(video, f) for video, f in zip(videos, facts, strict=True)]
     return Verdicts(
         right=torch.tensor([all(r.met for each in some for r in each) for some in checked], dtype=torch.bool),
@@ -65,13 +63,19 @@ def judge(media: Float[Tensor, "b *f 3 64 64"], prompts: Sequence[Prompt]) -> Ve
     )
 
 
+def read_videos(videos: Float[Tensor, "b f 3 64 64"]) -> list[list[tuple[Object, ...]]]:
+    """The objects of every frame of every video."""
+    frames, objects = videos.shape[1], read(pictures_of(videos))
+    return [objects[start : start + frames] for start in range(0, len(objects), frames)]
+
+
 def shows(video: Sequence[Sequence[Object]], facts: Mapping[str, Any]) -> bool:
     """Whether these objects, frame by frame, are what `facts` ask for."""
     return all(r.met for each in checks(video, facts) for r in each)
 
 
 def checks(video: Sequence[Sequence[Object]], facts: Mapping[str, Any]) -> list[tuple[Requirement, ...]]:
-    """Everything that `facts` ask for: what every frame must show, once for each frame, and then what must happen."""
+    """Everything that `facts` ask for, one entry each: what all frames must show, frame by frame, and what happens."""
     every = list(zip(*(requirements(objects, facts) for objects in video), strict=True))
     tracks = [_track(video, want["shape"]) for want in facts["objects"]]
     for want, motion, track in zip(facts["objects"], facts.get("motions", ()), tracks, strict=False):
@@ -148,25 +152,21 @@ def accuracy(scenes: int, damage: Callable[[Tensor], Tensor], seed: int = 0) -> 
     Also the mistakes, in words.
     """
     pairs = captions(scenes, generator(seed, "moving verifier"))
-    right: dict[str, list[bool]] = {
-        name: [] for name in (*CATEGORIES, "all", "reversed", "frozen", "mismatched")
-    }
+    right: dict[str, list[bool]] = {name: [] for name in (*CATEGORIES, "all", "reversed", "frozen", "mismatched")}
     mistakes = []
     for start in range(0, scenes, 50):
         some = pairs[start : start + 50]
-        prompts = [p for p, _ in some]
         clean = render_moving([frames for _, frames in some])
-        videos = damage(clean.flatten(0, 1)).view_as(clean)
-        verdicts = judge(videos, prompts)
-        for p, met, reason in zip(prompts, verdicts.right.tolist(), verdicts.reasons, strict=True):
-            right[str(p.facts["category"])].append(met)
-            right["all"].append(met)
-            mistakes += [] if met else [f"{p.text}: {reason}"]
-        right["reversed"] += (~judge(videos.flip(1), prompts).right).tolist()
-        right["frozen"] += (~judge(videos[:, :1].expand_as(videos), prompts).right).tolist()
-        others = [*prompts[1:], prompts[0]]
-        truth = [shows([f.objects for f in frames], p.facts) for (_, frames), p in zip(some, others, strict=True)]
-        right["mismatched"] += [a == b for a, b in zip(judge(videos, others).right.tolist(), truth, strict=True)]
+        seen = read_videos(damage(clean.flatten(0, 1)).view_as(clean))
+        for i, (video, (asked, frames)) in enumerate(zip(seen, some, strict=True)):
+            reasons = [r.reason for each in checks(video, asked.facts) for r in each if not r.met]
+            right[str(asked.facts["category"])].append(not reasons)
+            right["all"].append(not reasons)
+            mistakes += [f"{asked.text}: {reason}" for reason in reasons[:1]]
+            right["reversed"].append(not shows(video[::-1], asked.facts))
+            right["frozen"].append(not shows(video[:1] * len(video), asked.facts))
+            other, truth = some[i - 1][0].facts, [frame.objects for frame in frames]
+            right["mismatched"].append(shows(video, other) == shows(truth, other))
     return {name: float(np.mean(some)) if some else float("nan") for name, some in right.items()}, mistakes
 
 
@@ -175,8 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m burnish.worlds.scenes.motion", description=main.__doc__)
     parser.add_argument("--scenes", type=int, default=2000, help="videos to render and read")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--damage", nargs="+", default=["none", "blur", "jpeg"], help="as verify.damaged has it")
     options = parser.parse_args(arguments)
-    kinds = {how: partial(damaged, how=how, rng=generator(options.seed, how)) for how in ("none", "blur", "jpeg")}
+    kinds = {how: partial(damaged, how=how, rng=generator(options.seed, how)) for how in options.damage}
     tables = [accuracy(options.scenes, damage, options.seed) for damage in kinds.values()]
     print(f"{'right, percent':16}" + "".join(f"{how:>9}" for how in kinds))
     for name in tables[0][0]:

@@ -36,6 +36,7 @@ HELD_MOTIONS = frozenset(
 )
 TRAVEL = (14.0, 28.0)  # pixels that a moving object goes from the first frame to the last
 DRIFT = 2.0  # pixels that it strays to the side on its way
+TRIES = 32  # places that are tried at once; with two objects up to 99 in 100 do not fit
 
 Moving = tuple[Scene, ...]  # a frame each
 
@@ -172,26 +173,26 @@ def render_moving(videos: Sequence[Moving]) -> Float[Tensor, "b 8 3 64 64"]:
 def _paths(motions: Sequence[str], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Centres (n, FRAMES, 2) and sizes (n) of objects that move so, and keep their distance in every frame."""
     n, at = len(motions), np.linspace(0, 1, FRAMES)[:, None]
-    while True:
-        sizes = rng.uniform(18, 24 if n == 1 else 20, n)
-        room = np.ceil(sizes / 2 + 2)[:, None]
-        begin = rng.uniform(room, SIDE - room, (n, 2))
-        end = begin + np.array([_way(i, motion, begin, rng) for i, motion in enumerate(motions)])
-        if (end < room).any() or (end > SIDE - room).any():
-            continue
-        paths = begin[:, None] + at * (end - begin)[:, None]
-        apart = (sizes[0] + sizes[-1]) / 2 + GAP
-        if n == 1 or (abs(paths[0] - paths[1]).max(1) >= apart).all():
-            return paths, sizes
+    while True:  # of TRIES at once, the first that is possible
+        sizes = rng.uniform(18, 24 if n == 1 else 20, (TRIES, n))
+        room = np.ceil(sizes / 2 + 2)[..., None]
+        begin = rng.uniform(room, SIDE - room, (TRIES, n, 2))
+        end = begin + np.stack([_way(i, motion, begin, rng) for i, motion in enumerate(motions)], 1)
+        paths = begin[:, :, None] + at * (end - begin)[:, :, None]
+        good = ((end >= room) & (end <= SIDE - room)).all((1, 2))
+        if n == 2:
+            good &= abs(paths[:, 0] - paths[:, 1]).max(-1).min(-1) >= sizes.mean(1) + GAP
+        if good.any():
+            return paths[good.argmax()], sizes[good.argmax()]
 
 
 def _way(i: int, motion: str, begin: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How far object i goes, x and y."""
+    """How far object i goes, x and y, in each try."""
     if motion == "still":
-        return np.zeros(2)
-    travel = rng.uniform(*TRAVEL)
+        return np.zeros((TRIES, 2))
+    travel = rng.uniform(*TRAVEL, (TRIES, 1))
     if motion in APPROACHES:
-        line = begin[1 - i] - begin[i]
-        return APPROACHES[motion] * travel * line / np.linalg.norm(line)
+        line = begin[:, 1 - i] - begin[:, i]
+        return APPROACHES[motion] * travel * line / np.linalg.norm(line, axis=1, keepdims=True)
     along = np.array(MOTIONS[motion], float)
-    return travel * along + rng.uniform(-DRIFT, DRIFT) * along[::-1]
+    return travel * along + rng.uniform(-DRIFT, DRIFT, (TRIES, 1)) * along[::-1]
