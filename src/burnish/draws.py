@@ -19,7 +19,6 @@ def draw_all(
     """One picture, or video, a prompt, on the CPU.
 
     Sample i has the noise (seed, "evaluate", step 0, id i), whatever `rows` is.
-
     So two policies, or one before and after training, are asked the same with the same noise.
     """
     media = []
