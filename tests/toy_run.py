@@ -19,6 +19,8 @@ import torch
 import toys
 
 from burnish.advantages.group_norm import GroupNorm
+from burnish.advantages.prompt_history import PromptHistory
+from burnish.advantages.trimmed import Trimmed
 from burnish.engine import checkpoint
 from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
@@ -44,7 +46,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def everything() -> Recipe:
-    """A run with all that a checkpoint must bring back: copies, moments, schedule, and torch's own random stream."""
+    """A run with all that a checkpoint must bring back: copies, moments, schedule, memory, torch's stream."""
     return recipe(
         steps=14,
         checkpoint_every=4,
@@ -53,6 +55,7 @@ def everything() -> Recipe:
         reward=toys.Brightness(spoil="noise", pause=0.02),
         measures={"again": toys.Brightness(spoil="noise")},
         objective=PPOClip(kl=0.1, anchor="recomputed", clip=0.1),
+        advantage=Trimmed(PromptHistory(buffer=30, least=20)),
         optim=Optim(lr=0.03, warmup=3, schedule="cosine", epochs=2, minibatches=2, micro=5),
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,7 @@ class Copy:
     rise: float = 0.0  # of d with every training step; 0: d is `decay` from the beginning
     flat: int = 0  # training steps before it begins to rise, in which d is 0 and the copy is the live weights
     every: Literal["update", "step"] = "update"  # when it moves: after each update, or after all updates of a step
+    renewed: bool = False  # the objective sets it to the live weights when it sees fit (Watches, Policy.renew)
 
     def decay_at(self, step: int) -> float | None:
         """d at a training step, counted from 1."""
@@ -87,6 +88,10 @@ class Policy(ABC):
     @abstractmethod
     def advance(self, step: int, after: Literal["update", "step"]) -> None:
         """Move the averaged copies that move now. Called after every optimiser update, and after those of a step."""
+
+    @abstractmethod
+    def renew(self, copy: str) -> None:
+        """Set a copy to the live weights. Raises ValueError for one that is not kept, or not kept as `renewed`."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
@@ -282,6 +287,33 @@ class Reward(ABC):
     def load(self, device: torch.device) -> Scorer: ...
 
 
+class Memory(ABC):
+    """A component at work, with what it carries from one step to the next: past rewards, the weights of a critic."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """All of it, in tensors, numbers, strings, and lists and dictionaries of these. Saved with every checkpoint."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`: what follows is as if there had been no break, bit for bit."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """What it has to say about the last step."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """An advantage or an objective may remember. Its settings then begin what does, once for a run.
+
+    What begins is of the same kind, and is called in their place, also inside a component that wraps them. Settings
+    that are called themselves answer as in the first step of a run.
+    """
+
+    def begin(self, policy: Policy | None) -> Memory: ...
+
+
 class Advantage(ABC):
     """Turns scores into weights on samples, or on their decisions."""
 
@@ -304,6 +336,17 @@ class Objective(ABC, Generic[P]):
     @abstractmethod
     def loss(self, batch: Batch, policy: P, reward: Scorer) -> Loss:
         """Sum over the kept samples of the batch, with the count it is to be divided by."""
+
+
+@runtime_checkable
+class Watches(Protocol):
+    """An objective may look at the whole of a step, of which its loss sees one part after another."""
+
+    def before(self, batch: Batch) -> None:
+        """Called before the first update of a step, with all samples that count."""
+
+    def after(self, means: Mapping[str, float]) -> Sequence[str]:
+        """Called after the last, with the mean of every metric. The copies named are set to the live weights."""
 
 
 class Source(ABC):

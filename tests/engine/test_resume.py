@@ -101,6 +101,9 @@ def same(one: Path, other: Path) -> None:
         for name, value in moments.items():
             assert torch.equal(value, last[1].optimiser["state"][number][name]), (number, name)
     assert torch.equal(last[0].random, last[1].random)
+    rewards = [found.memory["advantage.inner"]["rewards"] for found in last]
+    assert rewards[0].keys() == rewards[1].keys() and all(len(past) == 30 for past in rewards[0].values())
+    assert all(torch.equal(past, rewards[1][prompt]) for prompt, past in rewards[0].items())
     for sub, pattern in (("samples", "*.json"), ("evaluations", "*.json")):
         files = [sorted(p.name for p in (folder / sub).glob(pattern)) for folder in (one, other)]
         assert files[0] == files[1]

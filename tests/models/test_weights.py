@@ -146,3 +146,27 @@ def test_state_that_does_not_fit_changes_nothing(live: list, change, said: str) 
     with pytest.raises(ValueError, match=said):
         copies.restore(state)
     assert torch.equal(live[0][1], was)
+
+
+def test_a_copy_is_renewed_when_told_and_then_is_the_live_weights(live: list) -> None:
+    """Also the reference of an adapter, which switching the adapter off does not give once it has moved."""
+
+    @contextmanager
+    def off() -> Iterator[None]:
+        yield
+
+    copies = Copies(live, off)
+    copies.keep({"reference": Copy(renewed=True), "start": Copy()})
+    drifted(live, copies)
+    now = [w.detach().clone() for _, w in live]
+    with copies.using("reference"):
+        assert not any(torch.equal(w, was) for (_, w), was in zip(live, now, strict=True))
+    copies.renew("reference")
+    with copies.using("reference"):
+        assert all(torch.equal(w, was) for (_, w), was in zip(live, now, strict=True))
+    drifted(live, copies)
+    with copies.using("reference"):
+        assert all(torch.equal(w, was) for (_, w), was in zip(live, now, strict=True))
+    for name in ("start", "live", "none"):
+        with pytest.raises(ValueError, match="those that are: reference"):
+            copies.renew(name)

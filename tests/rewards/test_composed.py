@@ -18,6 +18,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from burnish.core import Reward, Scorer
 from burnish.formulas.tiers import Steps, step_values
 from burnish.models.pixels import random_crops, to_bytes
+from burnish.rewards.attribute_match import AttributeMatch
 from burnish.rewards.clip_iqa import ClipIQA
 from burnish.rewards.clip_score import ClipScore
 from burnish.rewards.image_classifier import ImageClassifier
@@ -265,6 +266,45 @@ def test_a_label_the_model_lacks_is_a_sentence(classifier, cpu):
         ImageClassifier(folder, "reel").load(cpu)
     with pytest.raises(ValueError, match="3 is not one of the model's 3 outputs"):
         ImageClassifier(folder, 3).load(cpu)
+
+
+def test_attributes_that_agree_are_counted(classifier, cpu, pictures):
+    """Against the model's own outputs: the released share is over all labels, the other over those asked for."""
+    model, folder = classifier(["hair", "ink", "MEL"], problem_type="multi_label_classification")
+    images = pictures(6, 32, 32)
+    asked = [[], ["hair"], ["ink", "MEL"], ["hair", "ink", "MEL"], ["MEL"], ["ink"]]
+    prompts = [Prompt(str(i), "", {"attributes": names}) for i, names in enumerate(asked)]
+    with torch.no_grad():
+        logits = model(images * 2 - 1).logits
+    cut = float(logits.median()) + 1e-3  # so that some are there and some are not
+    there = logits > cut
+    share = 1 / (1 + math.exp(-cut))
+    for count in ("all", "requested"):
+        scores = AttributeMatch(folder, count=count, threshold=share, batch=4).load(cpu)(images, prompts)
+        for i, names in enumerate(asked):
+            shown = {name for name, yes in zip(("hair", "ink", "MEL"), there[i].tolist(), strict=True) if yes}
+            if count == "all":
+                agreed = 3 - len(shown ^ set(names))
+                assert float(scores.total[i]) == pytest.approx(agreed / 3)
+            elif names:
+                assert float(scores.total[i]) == pytest.approx(len(shown & set(names)) / len(names))
+            else:
+                assert not scores.valid[i] and scores.notes["attribute_match"][i] == "the prompt asks for no attribute"
+
+
+def test_what_cannot_be_matched_is_not_scored(classifier, cpu, pictures):
+    _, folder = classifier(["hair", "ink"], problem_type="multi_label_classification")
+    images = pictures(4, 32, 32)
+    images[3] = torch.nan
+    facts = [{}, {"attributes": "hair"}, {"attributes": ["hiar"]}, {"attributes": ["hair"]}]
+    scores = AttributeMatch(folder).load(cpu)(images, [Prompt(str(i), "", f) for i, f in enumerate(facts)])
+    assert not scores.valid.any()
+    notes = scores.notes["attribute_match"]
+    assert notes[0] == notes[1] == "the prompt's facts do not list 'attributes'"
+    assert notes[2] == "the classifier has no label 'hiar' (choices: hair, ink)"
+    assert notes[3] == "the classifier's answer is not finite"
+    with pytest.raises(ValueError, match=r"threshold: expected above 0 and below 1, got 1\.0"):
+        AttributeMatch(folder, threshold=1.0)
 
 
 # quality through pyiqa

@@ -2,6 +2,7 @@
 
     checkpoints/step-000050/weights.safetensors   policy.state(): trainable weights and their copies
                             optimiser.pt          moments of AdamW (torch.save, read with weights_only=True)
+                            memory.pt             what advantage and objective remember (likewise), if they do
                             state.json            format, step, updates, seconds, torch's random state (base64), digests
 
 A checkpoint is written beside the others under a name nobody reads, synced, and then renamed. Noise and the order of
@@ -18,7 +19,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 FORMAT = "burnish-checkpoint/1"
-WEIGHTS, OPTIMISER, STATE = "weights.safetensors", "optimiser.pt", "state.json"
+WEIGHTS, OPTIMISER, MEMORY, STATE = "weights.safetensors", "optimiser.pt", "memory.pt", "state.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Checkpoint:
     weights: Mapping[str, Tensor]  # policy.state()
     optimiser: Mapping[str, Any]  # state_dict of the optimiser
     random: Tensor  # torch.get_rng_state()
+    memory: Mapping[str, Any] = field(default_factory=dict)  # Memory.state() of every component that remembers
 
 
 def write(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -89,29 +91,34 @@ def read(folder: Path) -> Checkpoint:
         raise ValueError(
             f"{folder / STATE} does not say {FORMAT!r}: it was not written by this Burnish{_instead(folder)}"
         )
-    for name in (WEIGHTS, OPTIMISER):
-        if _digest(folder / name) != state["digests"][name]:
+    for name, digest in state["digests"].items():
+        if not (folder / name).is_file() or _digest(folder / name) != digest:
             raise ValueError(f"{folder / name} is damaged: it is not what was written{_instead(folder)}")
     try:
         weights = load_file(folder / WEIGHTS)
         optimiser = torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu")
+        remembers = MEMORY in state["digests"]
+        memory = torch.load(folder / MEMORY, weights_only=True, map_location="cpu") if remembers else {}
     except (SafetensorError, pickle.UnpicklingError, RuntimeError) as problem:
         raise ValueError(f"{folder} cannot be read: {problem}{_instead(folder)}") from problem
     random = torch.frombuffer(bytearray(base64.b64decode(state["random"])), dtype=torch.uint8)
-    return Checkpoint(state["step"], state["updates"], state["seconds"], weights, optimiser, random)
+    return Checkpoint(state["step"], state["updates"], state["seconds"], weights, optimiser, random, memory)
 
 
 def _fill(folder: Path, checkpoint: Checkpoint) -> None:
     save_file(dict(checkpoint.weights), folder / WEIGHTS)
     with (folder / OPTIMISER).open("wb") as file:
         torch.save(dict(checkpoint.optimiser), file)
+    if checkpoint.memory:
+        with (folder / MEMORY).open("wb") as file:
+            torch.save(dict(checkpoint.memory), file)
     state = {
         "format": FORMAT,
         "step": checkpoint.step,
         "updates": checkpoint.updates,
         "seconds": checkpoint.seconds,
         "random": base64.b64encode(checkpoint.random.numpy().tobytes()).decode(),
-        "digests": {name: _digest(folder / name) for name in (WEIGHTS, OPTIMISER)},
+        "digests": {name: _digest(folder / name) for name in (WEIGHTS, OPTIMISER, MEMORY) if (folder / name).exists()},
     }
     (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from burnish.core import Needs, Objective, Policy, Scorer
+from burnish.core import Needs, Objective, Policy, Scorer, Watches
 from burnish.formulas.noise import generator
 from burnish.recipe.recipe import Optim
 from burnish.types import Batch, Loss, Mean, Rollout, take
@@ -58,6 +58,8 @@ class Learner:
         batch = take(batch, batch.keep.nonzero().squeeze(1))
         if len(batch.rollout) == 0:
             return {"update/samples": 0.0}
+        if isinstance(objective, Watches):
+            objective.before(batch)
         found: dict[str, list[Mean]] = {}
         norms = []
         for number, index in enumerate(self._minibatches(batch.rollout, step)):
@@ -70,9 +72,12 @@ class Learner:
                     found.setdefault(name, []).append(mean)
         self._adam.zero_grad(set_to_none=True)
         self._policy.advance(step, "step")
-        means = {f"update/{name}": _mean(parts) for name, parts in found.items()}
+        means = {name: _mean(parts) for name, parts in found.items()}
+        if isinstance(objective, Watches):
+            for copy in objective.after(means):
+                self._policy.renew(copy)
         return {
-            **means,
+            **{f"update/{name}": mean for name, mean in means.items()},
             "update/samples": float(len(batch.rollout)),
             "update/grad_norm": sum(norms) / len(norms),
             "update/lr": self._optim.lr * self.rate(step * self.updates_per_step - 1),

@@ -65,6 +65,7 @@ class Run:
         if start is not None:
             place.policy.restore(start.weights)
             place.learner.restore(start.optimiser, start.updates)
+            place.memories.restore(start.memory)
             torch.set_rng_state(start.random)
             self._reporter.say(f"resumed after step {done}")
         self._began = time.monotonic() - (start.seconds if start else 0.0)
@@ -81,9 +82,10 @@ class Run:
         recipe, last = self._recipe, self._recipe.steps
         drawn, metrics = self._draw(place, step)
         rollout = place.learner.annotate(drawn.rollout, recipe.advantage.reads_reference)
-        batch = Batch(rollout, drawn.scores, recipe.advantage(drawn.scores, rollout), drawn.keep)
+        batch = Batch(rollout, drawn.scores, place.advantage(drawn.scores, rollout), drawn.keep)
         clock = time.perf_counter()
-        metrics |= place.learner.update(recipe.objective, batch, place.scorer, step)
+        metrics |= place.learner.update(place.objective, batch, place.scorer, step)
+        metrics |= place.memories.metrics()
         metrics["update/seconds"] = time.perf_counter() - clock
         measures = {n: scored(rollout, scorer, f"measures.{n}", step) for n, scorer in place.measures.items()}
         for name, values in measures.items():
@@ -136,7 +138,13 @@ class Run:
     def _save(self, place: Place, step: int) -> None:
         seconds = time.monotonic() - self._began
         state = Checkpoint(
-            step, place.learner.updates, seconds, place.policy.state(), place.learner.state(), torch.get_rng_state()
+            step,
+            place.learner.updates,
+            seconds,
+            place.policy.state(),
+            place.learner.state(),
+            torch.get_rng_state(),
+            place.memories.state(),
         )
         checkpoint.write(self._folder, state, self._recipe.keep_checkpoints)
 

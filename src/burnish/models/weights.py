@@ -79,6 +79,16 @@ class Copies:
                     for key, weight in weights.items():
                         weight.mul_(decay).add_(self._live[key].detach(), alpha=1 - decay)
 
+    def renew(self, copy: str) -> None:
+        """copy <- live. Raises ValueError for a copy that is not kept, or not kept as one that is renewed."""
+        assert self._in_use is None, "the live weights are swapped out"
+        if copy not in self._rules or not self._rules[copy].renewed:
+            choices = ", ".join(name for name, rule in self._rules.items() if rule.renewed) or "none"
+            raise ValueError(f"no copy of the weights called {copy!r} is renewed (those that are: {choices})")
+        with torch.no_grad():
+            for key, weight in self._copies[copy].items():
+                weight.copy_(self._live[key])
+
     def state(self) -> dict[str, Tensor]:
         """Everything by name, as fresh tensors on the CPU: `<parameter>` and `copies/<copy>/<parameter>`."""
         assert self._in_use is None, "the live weights are swapped out"
@@ -104,7 +114,7 @@ class Copies:
                 tensor.copy_(state[key])
 
     def _switched_off(self, name: str, rule: Copy) -> bool:
-        return self._off is not None and name == "reference" and rule.decay is None
+        return self._off is not None and name == "reference" and rule.decay is None and not rule.renewed
 
     def _all(self) -> dict[str, Tensor]:
         copies = {f"copies/{n}/{key}": t for n, weights in self._copies.items() for key, t in weights.items()}

@@ -237,6 +237,9 @@ class LlamaGenPolicy(Policy):
     def advance(self, step: int, after: Literal["update", "step"]) -> None:
         self._copies.advance(step, after)
 
+    def renew(self, copy: str) -> None:
+        self._copies.renew(copy)
+
     def state(self) -> dict[str, Tensor]:
         return self._copies.state()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from burnish.core import Footprint, Sized
+from burnish.core import Copy, Footprint, Sized
 from burnish.recipe.check import samples
 from burnish.recipe.recipe import Recipe
 from burnish.types import Plan, TokenPlan
@@ -47,7 +47,7 @@ def memory(recipe: Recipe, size: Footprint) -> dict[str, int]:
     b, plan = prompts * group, recipe.source.plan_at(1)
     copies = _copies(recipe)
     adapters = size.trainable if size.trainable < size.parameters else 0
-    if adapters:
+    if adapters and not recipe.objective.needs().copies.get("reference", Copy()).renewed:
         copies = copies - {"reference"}  # it is the network with the adapters switched off
     rows = min(rows for rows in (_rows_at_once(recipe), b) if rows)
     micro = recipe.optim.micro or b // recipe.optim.minibatches

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from burnish.core import Copy, Policy, Scorer
+from burnish.core import Advantage, Copy, Objective, Policy, Scorer
 from burnish.engine.learner import Learner
+from burnish.engine.memory import Memories, begun
 from burnish.recipe.recipe import Recipe
 
 
@@ -26,6 +27,9 @@ class Place:
     scorer: Scorer
     measures: Mapping[str, Scorer]
     learner: Learner
+    advantage: Advantage  # at work, as is the objective: what in them remembers has begun
+    objective: Objective
+    memories: Memories
 
 
 class Local:
@@ -43,7 +47,10 @@ class Local:
         extra = {"reference": Copy()} if recipe.advantage.reads_reference else {}
         policy.keep({**extra, **needs.copies})
         learner = Learner(policy, recipe.optim, needs, recipe.seed, recipe.steps)
-        return Place(device, policy, scorer, measures, learner)
+        advantage, weighing = begun(recipe.advantage, policy, "advantage")
+        objective, losing = begun(recipe.objective, policy, "objective")
+        memories = Memories({**weighing, **losing})
+        return Place(device, policy, scorer, measures, learner, advantage, objective, memories)
 
 
 def device_of(name: str) -> torch.device:
