@@ -29,6 +29,7 @@ KINDS = {
 # Settings that wrap a component are tried around the plainest of its kind.
 PLAINEST = {
     Advantage: ("advantages", "group_mean"),
+    Objective: ("objectives", "step_clip"),
     Reward: ("rewards", "jpeg"),
     Planner: ("plans", "every_token"),
     Transition: ("transitions", "ddim"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
@@ -17,9 +19,11 @@ from burnish.core import (
     Copy,
     Denoiser,
     LatentPlan,
+    Memory,
     Objective,
     Planner,
     Policy,
+    Remembers,
     Reward,
     Scorer,
     Transition,
@@ -34,6 +38,7 @@ from burnish.worlds.scenes.grammar import train
 CLAIM = "Sums to zero over the valid members of each group"  # what an advantage's docstring says if it does
 STEPS = "Reads the steps of a denoiser"  # and this, if it needs them
 IMITATES = "Imitates"  # samples of its own, whatever their advantage
+BESIDES = "not weighed by their scores alone"  # what an advantage's docstring says if something else counts as well
 PULLS = "no advantage"  # what an objective's docstring speaks of if it has a gradient there
 
 
@@ -251,12 +256,27 @@ def matched(policy: Denoiser, rollout: Rollout) -> Tensor:
 
 
 def metrics_are_those_documented(objective: Objective) -> None:
-    """Those of a copy that may not be kept say so, and may be missing."""
-    doc = (type(objective).__doc__ or "").partition("Metrics:")[2]
-    named = dict(re.findall(r"^ +(\w+)  +(.*)$", doc, re.M))
+    """Those of a copy that may not be kept say so, and may be missing. What is wrapped brings its own."""
+    named, each = {}, objective
+    while each is not None:
+        doc = (type(each).__doc__ or "").partition("Metrics:")[2]
+        named = dict(re.findall(r"^ +(\w+)  +(.*)$", doc, re.M)) | named
+        each = vars(each).get("inner")
     found = set(objective.loss(batch(objective), toy(objective), judge(objective)).metrics)
+    if isinstance(objective, Remembers):
+        found |= set(stepped(objective).metrics())
     always = {name for name, words in named.items() if not (of_steps(objective) and "is kept" in words)}
     assert always <= found <= set(named), f"docstring lists {sorted(named)}, loss returns {sorted(found)}"
+
+
+def stepped(objective: Remembers) -> Memory:
+    """What begins of it, after a step."""
+    policy, of = toy(objective), batch(objective)
+    at_work = objective.begin(policy)
+    at_work.before(take(of, of.keep.nonzero().squeeze(1)))
+    at_work.loss(of, policy, judge(objective))
+    at_work.after({})
+    return at_work
 
 
 OBJECTIVE_LAWS = [
@@ -308,6 +328,8 @@ def advantages_sum_to_zero_in_each_group(advantage: Advantage) -> None:
 
 
 def a_better_sample_has_the_larger_advantage(advantage: Advantage) -> None:
+    if says(advantage, BESIDES):
+        return
     rollout = drawn(advantage)
     rollout = replace(rollout, reference=rollout.logp)  # no penalty to tell siblings apart by
     total = torch.arange(12, dtype=torch.float64)
@@ -316,11 +338,47 @@ def a_better_sample_has_the_larger_advantage(advantage: Advantage) -> None:
     assert (found.diff(dim=1) > 0).all(), "a better sample of a group is not worth more"
 
 
+def stepwise(advantage: Remembers, steps: int = 3) -> Iterator[tuple[Scores, Rollout]]:
+    """What it would see of a run: other scores in every step."""
+    rollout = drawn(advantage)
+    for step in range(steps):
+        some = scored(rollout)
+        total = some.total * (step + 1) + torch.arange(12) * step
+        yield replace(some, total=total), replace(rollout, media=(rollout.media * (step + 1)).cos())
+
+
+def what_it_remembers_comes_back(advantage: Advantage) -> None:
+    """Saved and restored after two steps, the third is the same to the last bit."""
+    if not isinstance(advantage, Remembers):
+        return
+    one, other = advantage.begin(None), advantage.begin(None)
+    *earlier, last = stepwise(advantage)
+    for step in earlier:
+        one(*step)
+    file = io.BytesIO()
+    torch.save(one.state(), file)
+    file.seek(0)
+    other.restore(torch.load(file, weights_only=True))
+    assert torch.equal(one(*last), other(*last)), "a resumed run is another run"
+    named = re.findall(r"^ +(\w+)  +", (type(advantage).__doc__ or "").partition("Metrics:")[2], re.M)
+    assert set(named) == set(one.metrics()), f"docstring lists {sorted(named)}, it reports {sorted(one.metrics())}"
+
+
+def settings_remember_nothing(advantage: Advantage) -> None:
+    """They are called by whoever only wants to see what would come of them."""
+    first, *_, last = stepwise(advantage)
+    expected = advantage(*first)
+    advantage(*last)
+    assert torch.equal(advantage(*first), expected), "settings remember what they were asked before"
+
+
 ADVANTAGE_LAWS = [
     advantages_follow_their_samples,
     invalid_members_get_and_give_nothing,
     advantages_sum_to_zero_in_each_group,
     a_better_sample_has_the_larger_advantage,
+    what_it_remembers_comes_back,
+    settings_remember_nothing,
 ]
 
 

@@ -11,6 +11,7 @@ from laws import found, laws
 
 from burnish.advantages.group_mean import GroupMean
 from burnish.advantages.group_norm import GroupNorm
+from burnish.advantages.prompt_history import PromptHistory
 from burnish.core import Advantage, Denoiser, LatentPlan, Needs, Objective, Planner, Policy, Reward, Scorer, Transition
 from burnish.objectives.ppo_clip import PPOClip
 from burnish.objectives.step_clip import StepClip
@@ -136,11 +137,41 @@ def without_looking_at_valid(scores, rollout):
     return GroupMean()(replace(scores, valid=torch.isfinite(scores.total)), rollout)
 
 
+@dataclass(frozen=True)
+class Forgets(Advantage):
+    """PromptHistory, of which nothing is saved.
+
+    Metrics:
+        known         share
+    """
+
+    def begin(self, policy):
+        at_work = PromptHistory(buffer=8, least=8).begin(policy)
+        at_work.state = lambda: {"rewards": {}}
+        return at_work
+
+    def __call__(self, scores, rollout):
+        return self.begin(None)(scores, rollout)
+
+
+@dataclass(frozen=True)
+class Keeps(Advantage):
+    """Settings with a memory of their own."""
+
+    seen: list = field(default_factory=list)
+
+    def __call__(self, scores, rollout):
+        self.seen.append(scores.total)
+        return GroupMean()(scores, rollout) * len(self.seen)
+
+
 ADVANTAGES = {
     laws.advantages_follow_their_samples: Weighs(lambda s, r: GroupNorm()(s, r) * torch.arange(len(r))),
     laws.invalid_members_get_and_give_nothing: Weighs(without_looking_at_valid),
     laws.advantages_sum_to_zero_in_each_group: Weighs(lambda s, r: torch.where(s.valid, s.total, 0.0)),
     laws.a_better_sample_has_the_larger_advantage: Weighs(lambda s, r: -GroupMean()(s, r)),
+    laws.what_it_remembers_comes_back: Forgets(),
+    laws.settings_remember_nothing: Keeps(),
 }
 
 

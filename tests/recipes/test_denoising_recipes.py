@@ -14,6 +14,8 @@ from burnish.core import LatentPlan, Reward, Scorer
 from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
 from burnish.recipe import read
+from burnish.rewards.jpeg import Jpeg
+from burnish.rewards.weighted import Weighted
 from burnish.types import Scores
 
 NAMES = [
@@ -35,6 +37,13 @@ class Brightness(Reward):
 class _Brightness(Scorer):
     def __call__(self, images, prompts) -> Scores:
         return Scores.of("brightness", images.flatten(1).mean(1))
+
+
+# Recipes that read what a reward is made of, or look at pictures with a network.
+ENSEMBLE = Weighted(
+    {"main": Brightness(), "aesthetic": Jpeg(), "hps": Jpeg(sign=-1)}, {"main": 1.0, "aesthetic": 0.0, "hps": 0.0}
+)
+INSTEAD = {"gardo": {"reward": ENSEMBLE, "advantage.diverse.features": ""}}
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +80,7 @@ def test_two_steps(name, pipelines, tmp_path):
         "optim.lr": 1e-3,
         "steps": 2,
         "device": "cpu",
+        **INSTEAD.get(name, {}),
     }
     folder = train(read.read(name, settings=settings), tmp_path / "run", False, Reporter(tmp_path / "run", quiet=True))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
