@@ -338,7 +338,7 @@ def a_better_sample_has_the_larger_advantage(advantage: Advantage) -> None:
     assert (found.diff(dim=1) > 0).all(), "a better sample of a group is not worth more"
 
 
-def stepwise(advantage: Remembers, steps: int = 3) -> Iterator[tuple[Scores, Rollout]]:
+def stepwise(advantage: Advantage, steps: int = 3) -> Iterator[tuple[Scores, Rollout]]:
     """What it would see of a run: other scores in every step."""
     rollout = drawn(advantage)
     for step in range(steps):

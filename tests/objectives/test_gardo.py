@@ -80,7 +80,7 @@ def test_who_was_not_scored_is_not_compared():
 
 
 def test_rho_rises_above_all_that_was_and_falls_below_it():
-    again = dict(change=0.1, low=0.02, high=0.2)
+    again = {"change": 0.1, "low": 0.02, "high": 0.2}
     assert adapted(0.1, 5.0, [], **again) == 0.1
     assert adapted(0.1, 5.0, [4.0, 4.9], **again) == pytest.approx(0.11)
     assert adapted(0.1, 3.0, [4.0, 4.9], **again) == pytest.approx(0.09)

@@ -41,9 +41,15 @@ class _Brightness(Scorer):
 
 # Recipes that read what a reward is made of, or look at pictures with a network.
 ENSEMBLE = Weighted(
-    {"main": Brightness(), "aesthetic": Jpeg(), "hps": Jpeg(sign=-1)}, {"main": 1.0, "aesthetic": 0.0, "hps": 0.0}
+    {"main": Brightness(), "aesthetic": Jpeg(), "hps": Jpeg()}, {"main": 1.0, "aesthetic": 0.0, "hps": 0.0}
 )
-INSTEAD = {"gardo": {"reward": ENSEMBLE, "advantage.diverse.features": ""}}
+INSTEAD = {
+    "gardo": {"reward": ENSEMBLE, "advantage.diverse.features": ""},
+    "dpok": {"advantage.critic.text_encoder": ""},
+    "diffppo": {"advantage.critic.text_encoder": ""},
+    "tdpo_r": {"advantage.temporal_critic.features": ""},
+    "diversity_reward": {"advantage.diversity_credit.features": "", "advantage.diversity_credit.reference": ""},
+}
 
 
 @pytest.fixture(scope="module")

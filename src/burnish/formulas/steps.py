@@ -124,6 +124,17 @@ def leverage(move: Move, time: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n"]:
     return (_moved(move, time, 1.0)[0] - still).abs() / std
 
 
+def clean_of(move: Move, steps: Latents) -> Float[Tensor, "b k *d"]:
+    """The clean state that was expected before each step, x - t v, v read off the recorded mean, linear in it."""
+    time, flat = steps.time, steps.before.flatten(0, 1).double()
+    t, s = time.double().reshape(-1, 2).unbind(1)
+    still, _ = move(flat, torch.zeros_like(flat), t, s)
+    rows = (-1, *[1] * (flat.dim() - 1))
+    gain = (_moved(move, time, 1.0)[0] - _moved(move, time, 0.0)[0]).to(flat).view(rows)
+    velocity = (steps.mean.flatten(0, 1).double() - still) / gain
+    return (flat - t.view(rows) * velocity).to(steps.before).view_as(steps.before)
+
+
 def _moved(move: Move, time: Float[Tensor, "*n 2"], velocity: float) -> tuple[Tensor, Tensor]:
     t, s = time.detach().cpu().double().reshape(-1, 2).unbind(1)
     x = torch.zeros(len(t), 1, dtype=torch.float64)

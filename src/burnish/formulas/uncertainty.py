@@ -1,4 +1,4 @@
-"""How much better a reward thinks of a sample than other rewards do: GARDO, arXiv:2512.24138. n other rewards, b samples.
+"""How much better one reward thinks of a sample than others do: GARDO, arXiv:2512.24138. b samples.
 
 Rewards of different scales are compared by the share of the samples that each thinks a sample better than.
 """

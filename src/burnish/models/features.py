@@ -1,10 +1,12 @@
-"""Pictures as unit vectors, from any transformers vision model (DINO, CLIP, a classifier's trunk) or from their pixels."""
+"""Pictures as unit vectors, of a transformers vision model (DINO, CLIP) or of their pixels; and folders of pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,6 +15,7 @@ from torch import Tensor
 from burnish.models.pixels import in_chunks, read_pixels
 from burnish.models.released import from_pretrained
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 Features = Callable[[Tensor], Tensor]  # (b, 3, h, w) in [0, 1] to (b, d) of length 1, float32
 
 
@@ -51,3 +54,23 @@ def _pooled(model: Any, pixels: Tensor, where: str) -> Float[Tensor, "b d"]:
     if found is None:
         raise ValueError(f"{where}: {type(model).__name__} pools no vector of a picture; a CLIP or a DINO would work")
     return found.float().flatten(1)
+
+
+def read_pictures(folder: str, where: str) -> Iterator[Float[Tensor, "1 3 h w"]]:
+    """The pictures of a folder in [0, 1], one by one, as they may differ in size.
+
+    Raises ValueError, starting with `where`, if there is none or one cannot be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    home = Path(folder).expanduser()
+    paths = sorted(p for p in home.rglob("*") if p.suffix.lower() in PICTURES) if home.is_dir() else []
+    if not paths:
+        raise ValueError(f"{where}: no picture in {home} (looked for {', '.join(PICTURES)})")
+    for path in paths:
+        try:
+            with Image.open(path) as opened:
+                pixels = np.asarray(opened.convert("RGB"))
+        except (UnidentifiedImageError, OSError) as problem:
+            raise ValueError(f"{where}: {path} is not a picture that can be read: {problem}") from problem
+        yield torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255

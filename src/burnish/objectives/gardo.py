@@ -1,4 +1,4 @@
-"""GARDO: only samples that one reward likes and the others do not are held near a reference, which follows the policy."""
+"""GARDO: samples that one reward likes and others do not are held near a reference, which follows the policy."""
 
 from __future__ import annotations
 
@@ -138,9 +138,7 @@ class _Holding(Objective[Denoiser], Memory):
         # The same mean as the inner loss's: over all samples, of which those that are not held are 0 apart.
         share = found.count / leash.whole(batch)
         kl = Mean(total.detach(), count)
-        return Loss(
-            found.total + self._settings.kl * total * share.to(total), found.count, {**found.metrics, "kl": kl}
-        )
+        return Loss(found.total + self._settings.kl * total * share.to(total), found.count, {**found.metrics, "kl": kl})
 
 
 class _Leash:

@@ -14,7 +14,15 @@ from burnish.recipe.encode import encode
 from burnish.recipe.read import leaves
 from burnish.recipe.recipe import Recipe
 
-FIELDS = ("weights", "gpt", "tokenizer", "text_encoder", "processor", "model")  # settings that name files by convention
+FIELDS = (
+    "weights",
+    "gpt",
+    "tokenizer",
+    "text_encoder",
+    "processor",
+    "model",
+    "features",
+)  # settings that name files by convention
 HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:[:/](.+))?")  # owner/repository, and a file of it
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 
