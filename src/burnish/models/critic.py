@@ -100,7 +100,8 @@ def reset(
     released, and 0 for dormant ones. Their moments in the optimiser are 0.
     """
     count = 0
-    for number, (units, (into, out)) in enumerate(zip(net.units(x), pairwise(net.layers), strict=False)):
+    hidden = list(enumerate(zip(net.units(x), pairwise(net.layers), strict=False)))
+    for number, (units, (into, out)) in reversed(hidden):  # so that ways out are 0 also into a unit that begins anew
         asleep = dormant(units, threshold)
         chosen = asleep if which == "dormant" else ~asleep
         count += int(chosen.sum())
