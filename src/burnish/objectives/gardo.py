@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from burnish.core import Copy, Denoiser, LatentPlan, Memory, Needs, Objective, Policy, Scorer
@@ -171,8 +171,9 @@ class _Leash:
 
     def whole(self, batch: Batch) -> Float[Tensor, ""]:
         """The weight of all samples of the batch that count."""
-        keep: Bool[Tensor, " b"] = batch.keep
-        return (batch.rollout.weight * keep.unsqueeze(1)).sum() if self._stepped else keep.sum().to(self.weight)
+        if not self._stepped:
+            return batch.keep.sum().to(self.weight)
+        return (batch.rollout.weight * batch.keep.unsqueeze(1)).sum()
 
 
 def _rewards(settings: GARDO, scores: Scores) -> tuple[Tensor, list[Tensor]]:
