@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from burnish.core import Copy, Evaluation, Policy, PolicySpec, Reward, Scorer, Suite
+from burnish.core import Evaluation, Policy, PolicySpec, Reward, Scorer, Suite
 from burnish.formulas.noise import Noise
 from burnish.formulas.tokens import draw, entropy, law_logits, logp_of
-from burnish.models.weights import Copies
+from burnish.models.weights import Copies, KeepsCopies
 from burnish.types import Law, Plan, Prompt, Rollout, Scores, TokenPlan, Tokens
 
 
@@ -52,7 +50,7 @@ class ToyRaster(PolicySpec):
         return ToyPolicy(self, device)
 
 
-class ToyPolicy(Policy):
+class ToyPolicy(KeepsCopies):
     """logits_j = tanh(embedding(class) + sum over i < j of embedding_i(token i)) W_j + b_j."""
 
     def __init__(self, spec: ToyRaster, device: torch.device) -> None:
@@ -66,7 +64,7 @@ class ToyPolicy(Policy):
             )
             for name, shape in shapes.items()
         }
-        self._copies = Copies(self.parameters())
+        self.copies = Copies(list(self.weights.items()))
 
     def sample(self, prompts: Sequence[Prompt], plan: Plan, noise: Noise) -> Rollout:
         assert isinstance(plan, TokenPlan)
@@ -96,27 +94,6 @@ class ToyPolicy(Policy):
         """Log-probability of every sequence of `enumerate` under `plan.law` and the weights now, with gradient."""
         ids = self.enumerate(prompt, plan).decisions[0].ids
         return logp_of(self._law([prompt] * len(ids), ids, plan, plan.law), ids).sum(1)
-
-    def parameters(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
-        return list(self.weights.items())
-
-    def keep(self, copies: Mapping[str, Copy]) -> None:
-        self._copies.keep(copies)
-
-    def using(self, copy: str) -> AbstractContextManager[None]:
-        return self._copies.using(copy)
-
-    def advance(self, step: int, after: Literal["update", "step"]) -> None:
-        self._copies.advance(step, after)
-
-    def renew(self, copy: str) -> None:
-        self._copies.renew(copy)
-
-    def state(self) -> dict[str, Tensor]:
-        return self._copies.state()
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self._copies.restore(state)
 
     def export(self, folder: Path) -> None:
         save_file({name: weight.detach().clone() for name, weight in self.weights.items()}, folder / "toy.safetensors")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
@@ -14,9 +12,8 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from burnish.core import Copy, Policy
 from burnish.formulas.noise import Noise, generator
-from burnish.models.weights import Copies
+from burnish.models.weights import Copies, KeepsCopies
 from burnish.rewards.scenes_verified import ScenesVerified
 from burnish.suites.scenes import Scenes
 from burnish.types import Plan, Prompt, Rollout, TokenPlan, Tokens
@@ -29,13 +26,13 @@ from burnish.worlds.scenes.verify import verify
 CPU = torch.device("cpu")
 
 
-class Painter(Policy):
+class Painter(KeepsCopies):
     """One decision a picture: paint what was asked for (token 1, probability sigmoid(skill)), or nothing (token 0)."""
 
     def __init__(self, skill: float) -> None:
         self.skill = torch.nn.Parameter(torch.tensor(skill))
         self.plans: list[TokenPlan] = []
-        self._copies = Copies(self.parameters())
+        self.copies = Copies([("skill", self.skill)])
 
     def sample(self, prompts: Sequence[Prompt], plan: Plan, noise: Noise) -> Rollout:
         self.plans.append(plan)
@@ -53,24 +50,6 @@ class Painter(Policy):
 
     def _law(self, ids: Tensor) -> Tensor:
         return torch.nn.functional.logsigmoid(torch.where(ids == 1, self.skill, -self.skill))
-
-    def parameters(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
-        return [("skill", self.skill)]
-
-    def keep(self, copies: Mapping[str, Copy]) -> None:
-        self._copies.keep(copies)
-
-    def using(self, copy: str) -> AbstractContextManager[None]:
-        return self._copies.using(copy)
-
-    def advance(self, step: int, after: Literal["update", "step"]) -> None:
-        self._copies.advance(step, after)
-
-    def state(self) -> dict[str, Tensor]:
-        return self._copies.state()
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self._copies.restore(state)
 
     def export(self, folder: Path) -> None:
         save_file({"skill": self.skill.detach().clone()}, folder / "painter.safetensors")

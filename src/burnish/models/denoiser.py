@@ -10,16 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from burnish.core import Copy, Denoiser, LatentPlan, Steps
+from burnish.core import Denoiser, LatentPlan, Steps
 from burnish.formulas import gaussian, sharing
 from burnish.formulas.noise import Noise
-from burnish.models.weights import Copies
+from burnish.models.weights import Copies, KeepsCopies
 from burnish.prompts import distinct_prompts
 from burnish.types import Latents, Plan, Prompt, Rollout
 
@@ -65,13 +65,12 @@ class Network(ABC):
         return None
 
 
-class DenoisingPolicy(Denoiser):
+class DenoisingPolicy(KeepsCopies, Denoiser):
     """A network that is drawn from, scored and trained."""
 
     def __init__(self, network: Network, decode_rows: int = 64) -> None:
         self.network, self._decode_rows = network, decode_rows
-        self._weights = list(network.trained())
-        self._copies = Copies(self._weights, network.adapter_off())
+        self.copies = Copies(network.trained(), network.adapter_off())
 
     # --- drawing -----------------------------------------------------------------------------------------------------
 
@@ -181,27 +180,6 @@ class DenoisingPolicy(Denoiser):
         return self.network.times(steps)
 
     # --- weights -----------------------------------------------------------------------------------------------------
-
-    def parameters(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
-        return self._weights
-
-    def keep(self, copies: Mapping[str, Copy]) -> None:
-        self._copies.keep(copies)
-
-    def using(self, copy: str) -> AbstractContextManager[None]:
-        return self._copies.using(copy)
-
-    def advance(self, step: int, after: Literal["update", "step"]) -> None:
-        self._copies.advance(step, after)
-
-    def renew(self, copy: str) -> None:
-        self._copies.renew(copy)
-
-    def state(self) -> dict[str, Tensor]:
-        return self._copies.state()
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self._copies.restore(state)
 
     def export(self, folder: Path) -> None:
         self.network.export(folder)

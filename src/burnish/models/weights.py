@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from burnish.core import Copy
+from burnish.core import Copy, Policy
 
 
 class Copies:
@@ -30,6 +30,10 @@ class Copies:
         self._rules: dict[str, Copy] = {}
         self._copies: dict[str, dict[str, Tensor]] = {}
         self._in_use: str | None = None
+
+    @property
+    def live(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
+        return list(self._live.items())
 
     def keep(self, copies: Mapping[str, Copy]) -> None:
         """Keep these copies from now on, equal to the live weights at this moment. Earlier copies are forgotten."""
@@ -131,3 +135,30 @@ class Copies:
         finally:
             for key, weight in self._live.items():
                 weight.data = live[key]
+
+
+class KeepsCopies(Policy):
+    """What a policy has to say about its weights, said by `copies`, which it makes once it has them."""
+
+    copies: Copies
+
+    def parameters(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
+        return self.copies.live
+
+    def keep(self, copies: Mapping[str, Copy]) -> None:
+        self.copies.keep(copies)
+
+    def using(self, copy: str) -> AbstractContextManager[None]:
+        return self.copies.using(copy)
+
+    def advance(self, step: int, after: Literal["update", "step"]) -> None:
+        self.copies.advance(step, after)
+
+    def renew(self, copy: str) -> None:
+        self.copies.renew(copy)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.copies.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.copies.restore(state)

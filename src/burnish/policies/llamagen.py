@@ -8,7 +8,7 @@ exact); guidance mixes outputs before the head, which is linear, so that the hea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from burnish.core import Copy, Footprint, Policy, PolicySpec
+from burnish.core import Footprint, PolicySpec
 from burnish.formulas.guidance import guided
 from burnish.formulas.noise import Noise
 from burnish.formulas.tokens import draw_with_logp, law_logits, logp_of
@@ -31,7 +31,7 @@ from burnish.models.llamagen.gpt import GPT, Cache, GPTConfig, Prefix, released_
 from burnish.models.llamagen.vq import RELEASED_VQ, VQModel, decode_in_chunks
 from burnish.models.lora import Lora, adapt, adapters_off, merged
 from burnish.models.places import fetch
-from burnish.models.weights import Copies
+from burnish.models.weights import Copies, KeepsCopies
 from burnish.prompts import distinct_prompts
 from burnish.types import Law, Plan, Prompt, Rollout, TokenPlan, Tokens
 
@@ -106,7 +106,7 @@ def _count(shape: GPTConfig) -> int:
         return sum(p.numel() for p in GPT(shape).parameters())
 
 
-class LlamaGenPolicy(Policy):
+class LlamaGenPolicy(KeepsCopies):
     """A loaded LlamaGen. `gpt` is trained; tokenizer and text encoder never are."""
 
     def __init__(self, spec: LlamaGen, gpt: GPT, vq: VQModel, captions: Captions | None, device: torch.device):
@@ -118,7 +118,7 @@ class LlamaGenPolicy(Policy):
         if spec.lora:
             adapt(gpt, spec.lora, ("wqkv", "wo", "w1", "w2", "w3"))  # every linear layer of the blocks
         off = partial(adapters_off, gpt) if spec.lora else None
-        self._copies = Copies([(n, p) for n, p in gpt.named_parameters() if p.requires_grad], off)
+        self.copies = Copies([(n, p) for n, p in gpt.named_parameters() if p.requires_grad], off)
 
     # --- drawing -----------------------------------------------------------------------------------------------------
 
@@ -224,27 +224,6 @@ class LlamaGenPolicy(Policy):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16")
 
     # --- weights -----------------------------------------------------------------------------------------------------
-
-    def parameters(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
-        return [(name, p) for name, p in self.gpt.named_parameters() if p.requires_grad]
-
-    def keep(self, copies: Mapping[str, Copy]) -> None:
-        self._copies.keep(copies)
-
-    def using(self, copy: str) -> AbstractContextManager[None]:
-        return self._copies.using(copy)
-
-    def advance(self, step: int, after: Literal["update", "step"]) -> None:
-        self._copies.advance(step, after)
-
-    def renew(self, copy: str) -> None:
-        self._copies.renew(copy)
-
-    def state(self) -> dict[str, Tensor]:
-        return self._copies.state()
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self._copies.restore(state)
 
     def export(self, folder: Path) -> None:
         save_model(merged(self.gpt), folder)
