@@ -1,7 +1,8 @@
-"""Small random Stable Diffusions, built from diffusers' own classes, saved in the real format, loaded as users do."""
+"""Small random pipelines, built from diffusers' own classes, saved in the real format, loaded as users do."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 
 from burnish.formulas.noise import Noise
 from burnish.policies.flux import Flux
+from burnish.policies.qwen_image import QwenImage
+from burnish.policies.sana import Sana
 from burnish.policies.sd import SD
 from burnish.policies.sd3 import SD3
 from burnish.policies.sdxl import SDXL
@@ -159,6 +162,87 @@ def flux(folder: Path, scheduler: dict[str, Any] | None = None, guidance_embeds:
     return Flux(str(folder), **{"pixels": 16, "text_length": 7, **fields})
 
 
+def qwen_image(folder: Path, scheduler: dict[str, Any] | None = None, **fields: Any) -> QwenImage:
+    """A pipeline in `folder`, and the settings that load it. 4x8x8 latents, which are 16 tokens."""
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+
+    torch.manual_seed(11)
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(2, 2, 4),
+    )
+    decoder = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.7, 1.0, 1.2],
+    )
+    shifts = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
+    QwenImagePipeline(
+        transformer=enlivened(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, **shifts, **(scheduler or {})}),
+        vae=decoder,
+        text_encoder=qwen_encoder(16),
+        tokenizer=qwen_tokenizer(),
+    ).save_pretrained(folder)
+    return QwenImage(str(folder), **{"pixels": 16, "text_length": 24, **fields})
+
+
+def sana(folder: Path, scheduler: Any = None, out_channels: int = 4, **fields: Any) -> Sana:
+    """A pipeline in `folder`, and the settings that load it. 4x8x8 latents, of 32 pixels; DPM-Solver as released."""
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+
+    torch.manual_seed(12)
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=out_channels,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+        sample_size=8,
+        patch_size=1,
+    )
+    decoder = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        scaling_factor=0.4,
+    )
+    released = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    SanaPipeline(
+        transformer=enlivened(transformer),
+        scheduler=scheduler or DPMSolverMultistepScheduler(**released),
+        vae=decoder,
+        text_encoder=gemma_encoder(16),
+        tokenizer=gemma_tokenizer(),
+    ).save_pretrained(folder)
+    return Sana(str(folder), **{"pixels": 32, "text_length": 32, **fields})
+
+
 def enlivened(model: torch.nn.Module) -> torch.nn.Module:
     """Weights that leave no branch at zero: released models start some there."""
     for weight in model.parameters():
@@ -217,6 +301,79 @@ def t5_tokenizer() -> Any:
 
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     return T5TokenizerFast([*special, *((f"▁{word}", -1.0) for word in WORDS)], extra_ids=0, model_max_length=512)
+
+
+def qwen_encoder(width: int) -> torch.nn.Module:
+    """A language model of one layer, with eyes that nothing looks through."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        "vocab_size": len(qwen_tokenizer()),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+        "max_position_embeddings": 2048,
+    }
+    eyes = {
+        "depth": 1,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_heads": 2,
+        "out_hidden_size": width,
+        "fullatt_block_indexes": [0],
+    }
+    return enlivened(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=eyes)))
+
+
+def qwen_tokenizer() -> Any:
+    """One token a word, so that the beginning of the template is as long as it is released: 34."""
+    from diffusers import QwenImagePipeline
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    marks = ["<|im_start|>", "<|im_end|>"]
+    template = QwenImagePipeline(None, None, None, None, None).prompt_template_encode
+    for mark in marks:
+        template = template.replace(mark, "")
+    spelt = [word.replace(" ", "Ġ") for word in re.findall(r" ?\w+", template)]
+    spelt += [start + word for word in WORDS for start in ("Ġ", "")]
+    spelt.sort(key=lambda word: not word.startswith("Ġ"))  # merges of words without a space would divide others
+    merges = list(dict.fromkeys((word[:i], word[i]) for word in spelt for i in range(1, len(word))))
+    entries = dict.fromkeys([*sorted(ByteLevel.alphabet()), *("".join(pair) for pair in merges)])
+    tokenizer = Qwen2Tokenizer({entry: number for number, entry in enumerate(entries)}, merges, model_max_length=2048)
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    return tokenizer
+
+
+def gemma_encoder(width: int) -> torch.nn.Module:
+    from transformers import Gemma2Config, Gemma2Model
+
+    config = Gemma2Config(
+        vocab_size=len(gemma_tokenizer()),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=4096,
+    )
+    return enlivened(Gemma2Model(config))
+
+
+def gemma_tokenizer() -> Any:
+    """One token a letter; whatever of the instruction no prompt is spelt with is unknown."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import GemmaTokenizer
+
+    entries = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *sorted(set("".join(WORDS)))]
+    tokenizer = GemmaTokenizer({entry: number for number, entry in enumerate(entries)}, [])
+    begins = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", entries.index("<bos>"))])
+    tokenizer.backend_tokenizer.post_processor = begins
+    return tokenizer
 
 
 def prompts(each: int = 2) -> tuple[Prompt, ...]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from burnish.formulas.guidance import guided, weight_from_show_o, weight_from_var
+from burnish.formulas.guidance import as_long_as, guided, weight_from_show_o, weight_from_var
 
 
 def test_guidance_by_hand():
@@ -11,6 +11,11 @@ def test_guidance_by_hand():
     assert guided(cond, null, 2.0).tolist() == [5.0, -2.0]
     assert guided(cond, null, 0.0).tolist() == [1.0, 2.0]
     assert guided(cond, None, 1.0) is cond
+
+
+def test_a_length_by_hand():
+    cond, led = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[0.0, 10.0], [-6.0, 8.0]])
+    torch.testing.assert_close(as_long_as(cond, led), torch.tensor([[0.0, 5.0], [-1.2, 1.6]]))
 
 
 def test_guidance_without_null_logits_says_what_is_missing():

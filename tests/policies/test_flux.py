@@ -8,7 +8,8 @@ from tiny_diffusers import TEXTS, flux, noise, prompts
 
 from burnish.core import Copy, LatentPlan
 from burnish.models.lora import Lora
-from burnish.policies.flux import ADAPTED, Flux, packed, unpacked
+from burnish.models.packing import packed, unpacked
+from burnish.policies.flux import ADAPTED, Flux
 from burnish.transitions.flow_sde import FlowSDE
 
 CPU = torch.device("cpu")

@@ -60,7 +60,7 @@ def test_spacing_that_does_not_divide(tmp_path):
     """leading: 3 steps stand at 667, 334 and 1, each 333 below the last, and DDIM goes from one to the next."""
     spec, p = sd(tmp_path), prompts()
     policy = spec.load(CPU)
-    abar = policy.network.timesteps.scheduler.alphas_cumprod.double()[[667, 334, 1]]
+    abar = policy.network.clock.scheduler.alphas_cumprod.double()[[667, 334, 1]]
     t = (1 - abar).sqrt() / (abar.sqrt() + (1 - abar).sqrt())
     torch.testing.assert_close(policy.times(3), torch.cat([t, torch.zeros(1)]), atol=1e-9, rtol=0)
     rollout = policy.sample(p, LatentPlan(2, 3.0, steps=3), noise(len(p)))
@@ -89,14 +89,14 @@ def test_a_ddim_step_is_the_schedulers(tmp_path, scheduler, step):
     """eta 1, one step, with the same noise: our mean and deviation against DDIMScheduler.step, in its own states."""
     policy, p = sd(tmp_path, scheduler).load(CPU), prompts()
     network, times = policy.network, policy.times(5)
-    ddim = network.timesteps.scheduler
+    ddim = network.clock.scheduler
     t, s = times[step].expand(6), times[step + 1].expand(6)
     x_vp, z = noise(6).normal((4, 8, 8), "x"), noise(6).normal((4, 8, 8), "z")
     with torch.no_grad():
         velocity = policy.velocity(x_vp * length(t[0]).item(), t.float(), p, 3.0)
         mean, std = DDIM(1.0).move(x_vp * length(t[0]).item(), velocity, t, s)
-        features = torch.cat([network.texts([""])[0].expand(6, -1, -1), network.conditions(p)])
-        null, conditional = network.unet(
+        features = torch.cat([network.texts([""])[0].expand(6, -1, -1), network.conditions(p)[0]])
+        null, conditional = network.model(
             torch.cat([x_vp, x_vp]), ddim.timesteps[step], encoder_hidden_states=features
         ).sample.chunk(2)
     theirs = ddim.step(
@@ -108,7 +108,7 @@ def test_a_ddim_step_is_the_schedulers(tmp_path, scheduler, step):
 
 def test_every_timestep_is_found_again_and_between_two_the_nearer(tmp_path):
     for scheduler in SCHEDULERS.values():
-        timesteps = sd(tmp_path, scheduler).load(CPU).network.timesteps
+        timesteps = sd(tmp_path, scheduler).load(CPU).network.clock
         steps = torch.arange(1000)
         t = torch.sigmoid(timesteps.table)
         assert torch.equal(timesteps.nearest(t.float().double()), steps)  # as the policy rounds them
@@ -139,7 +139,7 @@ def test_pndm_as_1_5_ships_it_gives_ddims_times(tmp_path):
 def test_adapters_are_on_every_attention(tmp_path):
     policy = sd(tmp_path, lora=Lora(4, 4)).load(CPU)
     adapted = {name.split(".lora_")[0] for name, _ in policy.parameters()}
-    attentions = {name for name, _ in policy.network.unet.named_modules() if name.endswith(("attn1", "attn2"))}
+    attentions = {name for name, _ in policy.network.model.named_modules() if name.endswith(("attn1", "attn2"))}
     assert len(adapted) == 4 * len(attentions) > 0
 
 

@@ -91,7 +91,7 @@ def test_adapters(tmp_path):
     spec, p = sdxl(tmp_path), prompts()
     base, policy = spec.load(CPU), replace(spec, lora=Lora(4, 4)).load(CPU)
     adapted = {name.split(".lora_")[0] for name, _ in policy.parameters()}
-    attentions = [name for name, _ in policy.network.unet.named_modules() if name.endswith(("attn1", "attn2"))]
+    attentions = [name for name, _ in policy.network.model.named_modules() if name.endswith(("attn1", "attn2"))]
     assert len(adapted) == 4 * len(attentions) > 0
     rollout = base.sample(p, SDE, noise(len(p)))
     with torch.no_grad():

@@ -25,6 +25,14 @@ def guided(
     return torch.lerp(null.detach() if detach_null else null, cond, weight)  # one pass, no temporary
 
 
+def as_long_as(cond: Float[Tensor, "*n d"], led: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+    """`led` at the length of `cond`, vector by vector, as in diffusers' QwenImagePipeline.
+
+    So that a large weight does not overshoot: Lin et al. 2023 (arXiv:2305.08891, eq. 15) with norms for deviations.
+    """
+    return led * (cond.norm(dim=-1, keepdim=True) / led.norm(dim=-1, keepdim=True))
+
+
 def weight_from_show_o(weight: float) -> float:
     """Our weight for Show-o's, whose g = (1 + w) c - w u and whose w = 0 is no guidance."""
     return 1.0 + weight

@@ -21,6 +21,7 @@ from torch import Tensor
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 INDEX = "model_index.json"
+DECODERS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLQwenImage")
 
 
 class Folder:
@@ -136,25 +137,40 @@ class Texts:
 
 
 class Decoder:
-    """Latents to pictures in [0, 1], by diffusers' AutoencoderKL with the scale and the shift that its config tells.
+    """Latents to pictures in [0, 1], by diffusers' decoders with the scale and the shift that their config tells.
 
     precision  of its arithmetic; its weights are float32
-    tiled      decode in overlapping tiles that are blended: less memory, and faint seams. The config's sample_size is
-               the side of a tile
+    tiled      decode in overlapping tiles that are blended: less memory, and faint seams. The side of a tile is the
+               config's sample_size, or diffusers' own
+
+    Raises ValueError for a decoder of another kind.
     """
 
     def __init__(self, vae: Any, precision: Precision, tiled: bool) -> None:
+        config, kind = vae.config, type(vae).__name__
+        if kind not in DECODERS:
+            raise ValueError(f"vae: a {kind}; known decoders are {', '.join(DECODERS)}")
         self._vae = vae
         self._precision: Precision = precision
-        self.cell = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels a side of a latent's place
-        self.channels = int(vae.config.latent_channels)
-        self._scale, self._shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+        self._film = "temperal_downsample" in config  # it decodes films: a picture is a film of one frame
+        blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+        halvings = len(config.temperal_downsample) if self._film else len(blocks) - 1
+        self.cell = 2**halvings  # pixels a side of a latent's place
+        self.channels = int(config.z_dim if self._film else config.latent_channels)
+        self._scale, self._shift = config.get("scaling_factor", 1.0), config.get("shift_factor") or 0.0
+        if config.get("latents_std") is not None:  # one a channel
+            mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("latents_mean", "latents_std"))
+            self._scale, self._shift = (self._scale / std).to(vae.device), mean.to(vae.device)
         if tiled:
             vae.enable_tiling()
 
     def __call__(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+        latents = latents / self._scale + self._shift
         with autocast(latents.device, self._precision):
-            pictures = self._vae.decode(latents / self._scale + self._shift, return_dict=False)[0]
+            if self._film:
+                pictures = self._vae.decode(latents.unsqueeze(2), return_dict=False)[0].squeeze(2)
+            else:
+                pictures = self._vae.decode(latents, return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
 
@@ -179,9 +195,11 @@ def _vocabulary(where: Path, files: Mapping[str, str]) -> None:
     """Raises ValueError for a tokenizer without its words: transformers would make one that knows three."""
     if files and not (where / "tokenizer_config.json").is_file():
         raise ValueError(f"{where / 'tokenizer_config.json'}: no such file; it would tell how long a text may be")
-    lacking = [name for name in files.values() if name != files.get("tokenizer_file") and not (where / name).is_file()]
-    if lacking and not (where / files.get("tokenizer_file", lacking[0])).is_file():
-        raise ValueError(f"{where}: holds neither {files.get('tokenizer_file')} nor {' and '.join(lacking)}")
+    whole, parts = files.get("tokenizer_file"), [name for kind, name in files.items() if kind != "tokenizer_file"]
+    lacking = [name for name in parts if not (where / name).is_file()]
+    if files and (lacking or not parts) and not (whole and (where / whole).is_file()):
+        said = f"neither {whole} nor {' and '.join(lacking)}" if lacking else f"no {whole}"
+        raise ValueError(f"{where}: holds {said}")
 
 
 def _guarded(where: Path, kind: str, read: Callable[[], Any]) -> Any:

@@ -9,7 +9,7 @@ Both say x = (1 - t) x_0 + t noise, so an Euler step along the velocity is a ste
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Timesteps:
     def __init__(self, scheduler: Any, where: Path, device: torch.device) -> None:
         self.scheduler, self.table = _ddim(scheduler, where)  # DDIM's, and log t / (1 - t) of each timestep
         self._nearest = ((self.table[1:] + self.table[:-1]) / 2).to(device)
+        self.changed: Mapping[str, Any] = {}  # the scheduler of the pipeline stays what it is
 
     def velocity(
         self, x: Float[Tensor, "n *d"], t: Float[Tensor, " n"], predicted: Callable[[Tensor, Tensor], Tensor]

@@ -1,0 +1,188 @@
+"""What all pipelines of diffusers share as velocity fields, so that a file in policies/ holds what is foreign.
+
+Loading, prompts encoded once, the branch without a prompt, adapters, decoding and export are here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burnish.formulas.guidance import guided
+from burnish.models.denoiser import Network
+from burnish.models.diffusers_parts import DTYPES, Decoder, Folder, Precision, Texts, autocast, latent_shape
+from burnish.models.flow_times import EULER
+from burnish.models.lora import Lora, adapt, adapters_off, merged
+from burnish.types import Prompt
+
+
+class Settings(Protocol):
+    """Settings that every policy over a pipeline has."""
+
+    @property
+    def pixels(self) -> int: ...
+    @property
+    def precision(self) -> Precision: ...
+    @property
+    def lora(self) -> Lora | None: ...
+    @property
+    def recompute(self) -> bool: ...
+    @property
+    def decode_precision(self) -> Precision: ...
+    @property
+    def tiled_decode(self) -> bool: ...
+
+
+class Clock(Protocol):
+    """What a model calls time, as times of a flow: models/flow_times.py or models/variance_preserving.py."""
+
+    @property
+    def changed(self) -> Mapping[str, Any]:
+        """Parts of the pipeline that are not as they were read, to be exported."""
+        ...
+
+    def velocity(self, x: Tensor, t: Tensor, predicted: Callable[[Tensor, Tensor], Tensor]) -> Tensor: ...
+    def times(self, steps: int) -> Tensor: ...
+    def start(self, noise: Tensor, steps: int) -> Tensor: ...
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class PipelineNetwork(Network, Generic[S]):
+    """A loaded pipeline. `model` is trained; text encoders and decoder never are.
+
+    left_out  text encoders and tokenizers that the pipeline does without
+    """
+
+    name: ClassVar[str]  # of the policy in a recipe
+    part: ClassVar[str] = "transformer"  # the trained network, by its name in the folder
+    schedulers: ClassVar[tuple[str, ...]] = (EULER,)  # that are understood; none named: the clock says
+    tokenizers: ClassVar[tuple[str, ...]]
+    encoders: ClassVar[tuple[str, ...]]
+    extras: ClassVar[Mapping[str, Any]] = {}  # what else the pipeline is made with
+    adapted: ClassVar[tuple[str, ...]]  # layers that get low-rank adapters, by the end of their names
+
+    def __init__(self, spec: S, folder: Folder, device: torch.device, left_out: Sequence[str] = ()) -> None:
+        self.spec, self.folder, self.device = spec, folder, device
+        self._check_scheduler()
+        whole = [name for name in ("scheduler", *self.tokenizers) if name not in left_out]
+        parts: dict[str, Any] = {**dict.fromkeys(left_out), **{name: folder.needed(name) for name in whole}}
+        for name in self.encoders:
+            if name not in left_out:
+                parts[name] = folder.needed(name, DTYPES[spec.precision]).to(device)
+        parts["vae"] = folder.needed("vae", torch.float32).to(device)
+        self.model = parts[self.part] = folder.needed(self.part, torch.float32).to(device)
+        self.decoder = Decoder(parts["vae"], spec.decode_precision, spec.tiled_decode)
+        channels, patch = self.grain()
+        self.shape = latent_shape(spec.pixels, self.decoder, channels, patch, f"policy.{self.name}")
+        self.pipeline = folder.assembled(**parts, **self.extras)
+        self.clock = self.clocked()
+        self.texts = Texts(self.encode, device)
+        self._nothing: tuple[Tensor, ...] | None = None  # what no prompt looks like, once it is asked for
+        self._train()
+
+    def _check_scheduler(self) -> None:
+        kind = self.folder.kind("scheduler")
+        if self.schedulers and kind not in self.schedulers:
+            known = f"only {' and '.join(self.schedulers)} {'tell' if len(self.schedulers) > 1 else 'tells'}"
+            raise ValueError(f"{self.folder.path / 'scheduler'}: a {kind}; {known} the times of a flow")
+
+    def _train(self) -> None:
+        if self.spec.lora:
+            adapt(self.model, self.spec.lora, self.adapted, start="gaussian")
+        else:
+            self.model.requires_grad_(True)
+        if self.spec.recompute:
+            self.model.enable_gradient_checkpointing()
+
+    # --- what is foreign ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def grain(self) -> tuple[int, int]:
+        """Channels of a latent, and the places a side of the smallest square that the network can draw."""
+
+    @abstractmethod
+    def clocked(self) -> Clock: ...
+
+    @abstractmethod
+    def encode(self, texts: list[str]) -> Sequence[Tensor]:
+        """What the network reads of texts, a row each and of one length: a mask says where a text ends."""
+
+    @abstractmethod
+    def predicted(self, x: Float[Tensor, "n *d"], t: Tensor, *conditions: Tensor) -> Float[Tensor, "n *d"]:
+        """What the network says at a state and a time of the clock. Float32."""
+
+    def nothing(self, conditions: tuple[Tensor, ...]) -> Sequence[Tensor]:
+        """What no prompt looks like beside `conditions`, in one row."""
+        return self.texts([""])
+
+    def mixed(self, conditional: Tensor, null: Tensor, guidance: float) -> Tensor:
+        """The prediction led away from the one without a prompt."""
+        return guided(conditional, null, guidance)
+
+    # --- what is not -------------------------------------------------------------------------------------------------
+
+    def conditions(self, prompts: Sequence[Prompt]) -> tuple[Tensor, ...]:
+        return self.texts([prompt.text for prompt in prompts])
+
+    def velocity(
+        self, x: Float[Tensor, "n *d"], t: Float[Tensor, " n"], conditions: Any, guidance: float
+    ) -> Float[Tensor, "n *d"]:
+        return self.clock.velocity(x, t, partial(self._guided, conditions, guidance))
+
+    def _guided(self, conditions: tuple[Tensor, ...], guidance: float, x: Tensor, t: Tensor) -> Tensor:
+        """Both branches go through the network together."""
+        if guidance == 1:
+            return self.predicted(x, t, *conditions)
+        if self._nothing is None:
+            self._nothing = tuple(self.nothing(conditions))
+        pairs = zip(self._nothing, conditions, strict=True)
+        both = [torch.cat([null.expand_as(given), given]) for null, given in pairs]
+        null, conditional = self.predicted(torch.cat([x, x]), torch.cat([t, t]), *both).chunk(2)
+        return self.mixed(conditional, null, guidance)
+
+    def autocast(self) -> torch.autocast:
+        return autocast(self.device, self.spec.precision)
+
+    def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
+        return self.clock.times(steps)
+
+    def start(self, noise: Float[Tensor, "n *d"], steps: int) -> Float[Tensor, "n *d"]:
+        return self.clock.start(noise, steps)
+
+    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+        return self.decoder(latents)
+
+    def trained(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
+        return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
+
+    def adapter_off(self) -> Callable[[], AbstractContextManager[None]] | None:
+        return partial(adapters_off, self.model) if self.spec.lora else None
+
+    def export(self, folder: Path) -> None:
+        whole = merged(self.model) if self.spec.lora else self.model
+        self.folder.write(folder, {self.part: whole, **self.clock.changed})
+
+
+def check_rows(decode_rows: int) -> None:
+    if decode_rows < 1:
+        raise ValueError(f"decode_rows must be at least 1, got {decode_rows}")
+
+
+def check_shift(shift: float | None) -> None:
+    if shift is not None and not shift > 0:
+        raise ValueError(f"shift must be above 0 (1 is none), got {shift}")
+
+
+def check_length(text_length: int, longest: int) -> None:
+    if not 1 <= text_length <= longest:
+        raise ValueError(f"text_length must be from 1 to {longest} tokens, got {text_length}")
