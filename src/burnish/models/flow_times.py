@@ -46,7 +46,7 @@ class FlowTimes:
     def timestep(self, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """t among the training timesteps, cut to a whole one where the scheduler does so.
 
-        Where t is a whole one up to rounding, the scheduler may say one less (0.333 at shift 1, never at 3).
+        Where t is a whole one up to rounding, the scheduler may say one less (0.333 at shift 1).
         """
         steps = t.float() * self.scheduler.config.num_train_timesteps
         return steps.floor() if self._whole else steps
