@@ -150,6 +150,19 @@ def test_the_leash_is_the_sum_over_the_held():
     assert found.count == whole.count
 
 
+def test_the_leash_is_a_mean_over_samples_whatever_the_objective_counts():
+    """This one counts three noised samples for each; the distance is taken at one."""
+    inner = DiffusionNFT(kl=0.0, draws=3)
+    settings = GARDO(inner, kl=0.3)
+    policy, of = laws.toy(settings, moved=0.01), laws.batch(settings)
+    of = replace(of, rollout=replace(of.rollout, decisions=()))
+    held = take(of, torch.tensor([i for i in range(12) if of.keep[i]][:2]))
+    plain, near = (lost(DiffusionNFT(kl=kl), held, policy).total.item() for kl in (0.0, 1.0))
+    bare, found = lost(inner, of, policy), lost(working(settings, held.rollout.ids), of, policy)
+    gap = (found.total / found.count - bare.total / bare.count).item()
+    assert gap == pytest.approx(0.3 * (near - plain) / int(of.keep.sum()), rel=1e-5)
+
+
 @pytest.mark.parametrize("inner", [StepClip(), DiffusionNFT(kl=0.0)])
 def test_parts_of_a_step_add_up(inner):
     settings = GARDO(inner, kl=0.3)
