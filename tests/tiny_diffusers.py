@@ -93,6 +93,35 @@ def sd(folder: Path, scheduler: dict[str, Any] | None = None, **fields: Any) -> 
     return SD(str(folder), **{"pixels": 16, **fields})
 
 
+def lcm(folder: Path, scheduler: dict[str, Any] | None = None, **fields: Any) -> SD:
+    """A latent consistency model in `folder`, and the settings that load it. 4x8x8 latents; told its guidance."""
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
+
+    torch.manual_seed(6)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        time_cond_proj_dim=12,
+    )
+    LatentConsistencyModelPipeline(
+        unet=enlivened(unet),
+        scheduler=LCMScheduler(**(scheduler or {})),
+        vae=vae(scaling_factor=0.7),
+        text_encoder=clip(16),
+        tokenizer=clip_tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return SD(str(folder), **{"pixels": 16, **fields})
+
+
 def sdxl(folder: Path, scheduler: Any = None, zeros: bool = True, **fields: Any) -> SDXL:
     """A pipeline in `folder`, and the settings that load it. 4x8x8 latents; EulerDiscrete as released by default.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from burnish.formulas.noise import Noise
@@ -174,11 +174,13 @@ class LatentPlan(Plan):
     stochastic: tuple[int, ...] = ()  # steps drawn at random, counted from 0, the noisiest; the others follow the ODE
     trained: tuple[int, ...] | None = None  # of these, the ones to learn from; None: all
     transition: Transition | None = None  # of the steps drawn at random
+    transitions: tuple[Transition, ...] = ()  # one for each of `stochastic`, where they differ; (): `transition` of all
     solver: Solver = "euler"  # of the others: first order, or DPM-Solver++ of second order over two steps
     shared_start: bool = False  # samples of a group start from one noise
     forks: tuple[tuple[int, int], ...] = ()  # (step, children): before that step every branch of a group divides
     branches: tuple[int, ...] = ()  # steps drawn at random by samples of their own; excludes forks and stochastic
     stored: Literal["fp32", "bf16"] = "fp32"  # states are rounded to this before anything is computed from them
+    waypoint: int | None = None  # the state that this step begins with is kept in the rollout; None: no state is
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,12 +190,19 @@ class LatentPlan(Plan):
         for name, steps in (("stochastic", self.stochastic), ("branches", self.branches), ("forks", forked)):
             if sorted(set(steps)) != list(steps) or any(not 0 <= step < self.steps for step in steps):
                 raise ValueError(f"{name}: each step once, in order, from 0 to {self.steps - 1}; got {list(steps)}")
+        if self.waypoint is not None and not 0 <= self.waypoint < self.steps:
+            raise ValueError(f"waypoint must be a step from 0 to {self.steps - 1}, got {self.waypoint}")
         if any(children < 1 for _, children in self.forks):
             raise ValueError(f"forks: a branch needs one child at least, got {self.forks}")
         if not set(forked) <= set(self.stochastic):
             raise ValueError(f"forks at {forked} must be drawn at random (stochastic: {self.stochastic})")
         if (self.stochastic or self.branches) and self.transition is None:
             raise ValueError("steps drawn at random need a transition")
+        if self.transitions and len(self.transitions) != len(self.stochastic):
+            raise ValueError(
+                f"transitions: {len(self.transitions)} for {len(self.stochastic)} steps drawn at random; one for each, "
+                "or none where all are alike"
+            )
         if self.trained is not None and not set(self.trained) <= set(self.stochastic):
             raise ValueError(
                 f"trained steps {self.trained} are not all drawn at random (stochastic: {self.stochastic})"
@@ -205,6 +214,26 @@ class LatentPlan(Plan):
         leaves = math.prod(children for _, children in self.forks)
         if self.forks and self.group % leaves:
             raise ValueError(f"group: {self.group} is not a multiple of the {leaves} leaves of a tree")
+
+    def move(
+        self,
+        x: Float[Tensor, "n *d"],
+        velocity: Float[Tensor, "n *d"],
+        t: Float[Tensor, " n"],
+        s: Float[Tensor, " n"],
+        step: Int[Tensor, " n"],
+    ) -> tuple[Float[Tensor, "n *d"], Float[Tensor, " n"]]:
+        """Transition.move of the transition that each row's step has."""
+        assert self.transition is not None
+        if not self.transitions:
+            return self.transition.move(x, velocity, t, s)
+        mean, std = torch.empty_like(x), x.new_empty(len(x))
+        for number, transition in zip(self.stochastic, self.transitions, strict=True):
+            at = (step == number).nonzero().squeeze(1).to(x.device)
+            if len(at):
+                some = transition.move(x[at], velocity[at], t[at.to(t.device)], s[at.to(s.device)])
+                mean, std = mean.index_copy(0, at, some[0]), std.index_copy(0, at, some[1].to(std))
+        return mean, std
 
     @property
     def learned(self) -> tuple[int, ...]:
@@ -218,6 +247,15 @@ class LatentPlan(Plan):
     @property
     def together(self) -> int:
         return self.group if self.forks or self.branches or self.shared_start else 1
+
+
+@runtime_checkable
+class Louder(Protocol):
+    """A transition may be made noisier; what else is true of it stays so."""
+
+    def louder(self, factor: float) -> Transition:
+        """The same, with `factor` times the noise."""
+        ...
 
 
 class Denoiser(Policy):
@@ -353,8 +391,11 @@ class Source(ABC):
     """Where the samples of a step come from. A function of (seed, step): it has no position to lose."""
 
     @abstractmethod
-    def draw(self, policy: Policy, step: int, seed: int, attempt: int = 0) -> Rollout:
-        """The rollout of a step. `attempt` above 0 asks for other samples of the same step (refilling)."""
+    def draw(self, policy: Policy, step: int, seed: int, attempt: int = 0, scorer: Scorer | None = None) -> Rollout:
+        """The rollout of a step. `attempt` above 0 asks for other samples of the same step (refilling).
+
+        scorer      the run's reward, for sources that look before they draw. Its scores of the rollout are not theirs
+        """
 
     @abstractmethod
     def prompts_at(self, step: int, seed: int) -> Sequence[Prompt]:

@@ -136,6 +136,7 @@ class Rollout:
     anchor: Float[Tensor, "b k"] | None = None  # log-probability that ratios are taken against; None: the recorded one
     reference: Float[Tensor, "b k"] | None = None  # log-probability under the reference weights, where it is needed
     final: Float[Tensor, "b *d"] | None = None  # clean latents, of policies that have them
+    waypoint: Float[Tensor, "b *d"] | None = None  # the state that a step of the plan's choice began with
     evaluations: Float[Tensor, " b"] | None = None  # of the network; one that several samples share is divided by them
 
     @property

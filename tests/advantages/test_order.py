@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,11 +12,11 @@ from burnish.advantages.group_mean import GroupMean
 from burnish.advantages.tree import Tree
 from burnish.advantages.trimmed import Trimmed
 from burnish.advantages.win_rate import WinRate
-from burnish.core import LatentPlan
+from burnish.core import Advantage, LatentPlan
 from burnish.formulas.noise import Noise
 from burnish.formulas.ranks import order, win_rate
 from burnish.transitions.flow_sde import FlowSDE
-from burnish.types import Rollout, Scores
+from burnish.types import Rollout, Scores, take
 
 ONE = torch.zeros(4, dtype=torch.long)
 ALL = torch.ones(4, dtype=torch.bool)
@@ -108,3 +108,28 @@ def test_a_tree_needs_steps():
 def test_trimming_everything_is_refused():
     with pytest.raises(ValueError, match="no sample"):
         Trimmed(GroupMean(), best=0, worst=0)
+
+
+@dataclass(frozen=True)
+class Worth(Advantage):
+    """The score itself, as against a baseline from elsewhere."""
+
+    def __call__(self, scores, rollout):
+        return scores.total
+
+
+def test_the_best_and_the_worst_count_if_they_are_far_enough_out():
+    """Advantages 2, 0, -0.1, -0.3, -1.6; then 0.2, 0, 0, 0, -0.2; then 1.6 and four times -0.4."""
+    trimmed = Trimmed(GroupMean(), best=1, worst=1, least=0.5)
+    rollout = replace(take(grown(4, prompts=4), torch.arange(15)), group=torch.arange(15) // 5)
+    values = [3.0, 1.0, 0.9, 0.7, -0.6, 1.2, 1.0, 1.0, 1.0, 0.8, 2.6, 0.6, 0.6, 0.6, 0.6]
+    found = trimmed(scored(values), rollout)
+    expected = torch.zeros(15, dtype=torch.float64)
+    expected[[0, 4, 10]] = torch.tensor([2.0, -1.6, 1.6], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+    above = replace(trimmed, inner=Worth())(scored(values), rollout)  # all of the last five are good, the worst too
+    assert above.nonzero().flatten().tolist() == [0, 4, 5, 10]
+    both = replace(trimmed, least=None)(scored(values), rollout)
+    assert both.nonzero().flatten().tolist() == [0, 4, 5, 9, 10, 14]
+    with pytest.raises(ValueError, match=r"least: must be 0 or more, or None for no bound, not -1"):
+        replace(trimmed, least=-1.0)

@@ -8,11 +8,14 @@ import pytest
 import torch
 from laws import laws
 from objectives.test_steps import at, batch, slope
+from toy_denoiser import ToyFlow, asked
 
-from burnish.core import Scorer
+from burnish.core import LatentPlan, Scorer
 from burnish.formulas.matching import noised
+from burnish.formulas.noise import Noise
 from burnish.objectives.refl import ReFL
 from burnish.objectives.reward_gradient import RewardGradient
+from burnish.transitions.flow_sde import FlowSDE
 from burnish.types import Scores
 
 
@@ -33,10 +36,26 @@ def drawn():
     return policy, batch(at(policy, laws.drawn_steps()))
 
 
-@pytest.mark.parametrize("last", [1, 2, 3])
-def test_the_gradient_is_the_difference_that_the_weights_make(last):
-    policy, of = drawn()
-    value = lambda: RewardGradient(last=last).loss(of, policy, Linear()).total  # noqa: E731
+def drawn_along_the_ode(waypoint: int | None = 1, solver: str = "euler", stochastic: tuple[int, ...] = ()):
+    """Four steps; those of `stochastic` are drawn at random."""
+    policy = laws.denoiser({}, 0.0)
+    plan = LatentPlan(
+        group=4,
+        steps=4,
+        solver=solver,
+        waypoint=waypoint,
+        stochastic=stochastic,
+        transition=FlowSDE() if stochastic else None,
+    )
+    old = ToyFlow(shape=(2, 2, 2), prompts=3).load(torch.device("cpu"))
+    rollout = old.sample(asked(4, prompts=3), plan, Noise(3, 0, tuple(range(12))))
+    rollout = laws.exactly(rollout) if stochastic else rollout
+    rollout = replace(rollout, waypoint=None if waypoint is None else rollout.waypoint.double())
+    return policy, batch(rollout)
+
+
+def check_differences(value, policy) -> None:
+    """The gradient against central differences in every weight."""
     found, differences = slope(value(), policy), []
     for _, weight in policy.parameters():
         flat = weight.data.view(-1)
@@ -50,10 +69,94 @@ def test_the_gradient_is_the_difference_that_the_weights_make(last):
     torch.testing.assert_close(found, torch.tensor(differences, dtype=torch.float64), atol=1e-7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_the_gradient_is_the_difference_that_the_weights_make(last):
+    policy, of = drawn()
+    check_differences(lambda: RewardGradient(last=last).loss(of, policy, Linear()).total, policy)
+
+
+@pytest.mark.parametrize("waypoint", [0, 1, 3])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_from_a_waypoint_it_is_too(waypoint, recompute):
+    policy, of = drawn_along_the_ode(waypoint)
+    objective = RewardGradient(last=0, weight=0.01, recompute=recompute)
+    check_differences(lambda: objective.loss(of, policy, Linear()).total, policy)
+    again, number = objective._drawn_again(of, policy)
+    assert number == 4 - waypoint
+    torch.testing.assert_close(again, of.rollout.final.double(), atol=1e-5, rtol=1e-5)
+
+
+def test_where_nothing_is_cut_it_is_the_difference_in_the_whole_draw():
+    """The draw itself made again with other weights: the reward of its end is what changes."""
+    policy, of = drawn_along_the_ode(0)
+    start = of.rollout.waypoint
+
+    def value():
+        x, times = start, policy.times(4)
+        for i in range(4):
+            t, h = torch.full((12,), float(times[i])), float(times[i] - times[i + 1])
+            x = x - h * policy.velocity(x, t, of.rollout.prompts)
+        return -Linear()(policy.decode(x), ()).total.sum()
+
+    found = RewardGradient(last=0).loss(of, policy, Linear()).total
+    torch.testing.assert_close(slope(found, policy), slope(value(), policy))
+    check_differences(value, policy)
+
+
+def test_a_detached_input_leaves_the_sum_of_the_steps():
+    policy, of = drawn_along_the_ode(1)
+    states, times = [of.rollout.waypoint], policy.times(4)
+    for i in range(1, 4):
+        t, h = torch.full((12,), float(times[i])), float(times[i] - times[i + 1])
+        states.append((states[-1] - h * policy.velocity(states[-1], t, of.rollout.prompts)).detach())
+    x = states[0]
+    for i in range(1, 4):
+        t, h = torch.full((12,), float(times[i])), float(times[i] - times[i + 1])
+        x = x - h * policy.velocity(states[i - 1], t, of.rollout.prompts)
+    expected = slope(-Linear()(policy.decode(x), ()).total.sum(), policy)
+    cut, whole = (RewardGradient(last=0, detach_input=d).loss(of, policy, Linear()).total for d in (True, False))
+    torch.testing.assert_close(slope(cut, policy), expected)
+    lighter = RewardGradient(last=0, detach_input=True, weight=0.01).loss(of, policy, Linear()).total
+    torch.testing.assert_close(slope(lighter, policy), 0.01 * expected)
+    assert (slope(whole, policy) - expected).abs().max() > 1e-3
+
+
+def test_steps_are_computed_again_if_asked_and_only_then():
+    """Three steps of twelve samples; once more in the backward pass."""
+    for recompute, evaluations in ((False, 3 * 12), (True, 2 * 3 * 12)):
+        policy, of = drawn_along_the_ode(1)
+        policy.network.evaluations = 0
+        loss = RewardGradient(last=0, recompute=recompute).loss(of, policy, Linear())
+        slope(loss, policy)
+        assert policy.network.evaluations == evaluations
+        assert float(loss.metrics["steps"].total / loss.metrics["steps"].count) == 3
+
+
+def test_the_last_step_needs_no_record_of_its_own():
+    """Plans draw no noise in it: it begins where the one before ended."""
+    policy, of = drawn_along_the_ode(3, stochastic=(0, 1, 2))
+    expected = slope(RewardGradient(last=0).loss(of, policy, Linear()), policy)
+    plan = replace(of.rollout.plan, waypoint=None)
+    blind = replace(of, rollout=replace(of.rollout, plan=plan, waypoint=None))
+    found = slope(RewardGradient(last=1).loss(blind, policy, Linear()), policy)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_what_it_cannot_begin_from_is_explained():
+    policy, of = drawn_along_the_ode(None)
+    with pytest.raises(ValueError, match="0 begins at the plan's waypoint, and this plan has none; plan truncated"):
+        RewardGradient(last=0).loss(of, policy, Linear())
+    policy, of = drawn_along_the_ode(1, solver="dpm2")
+    with pytest.raises(ValueError, match=r"plan.solver euler, not dpm2"):
+        RewardGradient(last=0).loss(of, policy, Linear())
+    with pytest.raises(ValueError, match=r"weight: must be above 0, not 0.0"):
+        RewardGradient(weight=0.0)
+
+
 @pytest.mark.parametrize("last", [1, 3])
 def test_where_it_drew_it_is_the_same_picture(last):
     policy, of = drawn()
-    again = RewardGradient(last=last)._drawn_again(of, policy)
+    again, _ = RewardGradient(last=last)._drawn_again(of, policy)
     torch.testing.assert_close(again, of.rollout.final, atol=1e-5, rtol=1e-5)
 
 
@@ -98,6 +201,6 @@ def test_a_state_that_was_not_recorded_is_explained():
     policy, of = drawn()
     with pytest.raises(ValueError, match=r"begins at step 0"):
         RewardGradient(last=4).loss(of, policy, Linear())
-    for kind in (RewardGradient, ReFL):
+    for kind, last in ((RewardGradient, -1), (ReFL, 0)):
         with pytest.raises(ValueError, match="last"):
-            kind(last=0)
+            kind(last=last)

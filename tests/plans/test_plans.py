@@ -17,7 +17,9 @@ from burnish.plans.backward_interval import BackwardInterval
 from burnish.plans.ode import ODE
 from burnish.plans.single_branch import SingleBranch
 from burnish.plans.tree import Tree
+from burnish.plans.truncated import Truncated
 from burnish.plans.window import Window
+from burnish.plans.window_tree import WindowTree
 from burnish.recipe.decode import decode
 from burnish.recipe.encode import encode
 from burnish.transitions.consistency import Consistency
@@ -27,7 +29,16 @@ from burnish.transitions.flow_sde import FlowSDE
 from burnish.types import Latents, Rollout, Scores
 
 SDE = FlowSDE()
-PLANNERS = [AllSteps(SDE), Window(SDE), SingleBranch(SDE), Tree(SDE), BackwardInterval(SDE), ODE()]
+PLANNERS = [
+    AllSteps(SDE),
+    Window(SDE),
+    SingleBranch(SDE),
+    Tree(SDE),
+    BackwardInterval(SDE),
+    ODE(),
+    Truncated(),
+    WindowTree(SDE),
+]
 every = pytest.mark.parametrize("planner", PLANNERS, ids=lambda planner: type(planner).__name__)
 
 
@@ -50,7 +61,8 @@ def steps(rollout: Rollout) -> Latents:
 def test_pictures_that_are_looked_at_follow_the_ode(planner):
     plan = planner.evaluation()
     assert (plan.group, plan.stochastic, plan.branches, plan.forks, plan.shared_start) == (1, (), (), (), False)
-    assert (plan.steps, plan.guidance, plan.solver) == (planner.steps, planner.guidance, planner.solver)
+    solver = vars(planner).get("solver", "euler")
+    assert (plan.steps, plan.guidance, plan.solver) == (planner.steps, planner.guidance, solver)
 
 
 @every
@@ -66,7 +78,7 @@ def name_of(planner: Planner) -> str:
 
 
 def given(planner: Planner) -> dict:
-    return {} if isinstance(planner, ODE) else {"transition": {"flow_sde": {"a": 0.7}}}
+    return {} if isinstance(planner, (ODE, Truncated)) else {"transition": {"flow_sde": {"a": 0.7}}}
 
 
 @every
@@ -123,6 +135,16 @@ def test_a_wrong_recipe_names_the_place(data, sentence):
     (lambda: BackwardInterval(SDE, branches=1), "branches must be at least 2"),
     (lambda: BackwardInterval(SDE, group=6), "group: 6 is not a multiple of the 5 leaves of a tree"),
     (lambda: ODE(group=0), "group must be at least 1"),
+    (lambda: WindowTree(SDE, children=1), "children must be at least 2 and dwell at least 1, got 1 and 25"),
+    (lambda: WindowTree(SDE, growth=-0.5), "growth must be 0"),
+    (lambda: WindowTree(DDIM(), growth=0.5), "growth 0.5: DDIM cannot be made noisier; flow_sde can"),
+    (lambda: WindowTree(SDE, group=24), "group: 24 is not a multiple of the 16 leaves of a tree"),
+    (lambda: LatentPlan(steps=4, stochastic=(0, 1), transition=SDE, transitions=(SDE,)), "transitions: 1 for 2 steps"),
+    (lambda: Truncated(low=3, high=2), "low and high must be steps from 0 to 49, in order, got 3 and 2"),
+    (lambda: Truncated(high=50), "low and high must be steps from 0 to 49"),
+    (lambda: Truncated(mean=50.0), "mean must be from 0 to 49"),
+    (lambda: Truncated(deviation=-1.0), "deviation must be 0 or more"),
+    (lambda: LatentPlan(steps=4, waypoint=4), "waypoint must be a step from 0 to 3, got 4"),
 ])  # fmt: skip
 def test_wrong_settings(make, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -279,6 +301,42 @@ def test_a_tree_with_more_children():
     assert len(torch.unique(rollout.final[:9], dim=0)) == 9
 
 
+def test_a_window_tree_is_noisier_at_every_fork():
+    """beta 0.5, depth 4: 0.7 x (1, 1.125, 1.25, 1.375)."""
+    plan = WindowTree(SDE, growth=0.5).at(26)
+    assert plan.stochastic == (1, 2, 3, 4) and plan.forks == ((1, 2), (2, 2), (3, 2), (4, 2))
+    assert [t.a for t in plan.transitions] == pytest.approx([0.7, 0.7875, 0.875, 0.9625])
+    rollout = drawn(plan)
+    found = steps(rollout)
+    for k in range(4):
+        alone = FlowSDE(0.7 * (1 + 0.125 * k))
+        t, s = found.time[:, k].unbind(1)
+        v = ToyFlow().load(torch.device("cpu")).velocity(found.before[:, k], t.float(), rollout.prompts)
+        mean, std = alone.move(found.before[:, k], v, t, s)
+        torch.testing.assert_close(found.std[:, k], std)
+        torch.testing.assert_close(found.mean[:, k], mean)
+    again = ToyFlow().load(torch.device("cpu")).logp(rollout)
+    torch.testing.assert_close(again, rollout.logp, atol=1e-6, rtol=1e-6)
+    assert WindowTree(SDE).at(1).transitions == ()
+
+
+def test_a_window_tree_shares_all_before_it():
+    """One way to the window, then 1, 2, 4, 8 branches, and 16 leaves for the rest."""
+    rollout = drawn(WindowTree(SDE, steps=8, dwell=1).at(3))
+    assert rollout.evaluations.sum() == pytest.approx(2 * (2 + 1 + 2 + 4 + 8 + 16 * 2))
+    assert steps(rollout).step[0].tolist() == [2, 3, 4, 5]
+    assert len(torch.unique(rollout.final[:16], dim=0)) == 16
+    two = drawn(WindowTree(SDE, group=32, steps=8, dwell=1).at(3))  # trees of one prompt share the way too
+    assert two.evaluations.sum() == pytest.approx(2 * (2 + 1 + 4 + 8 + 16 + 32 * 2))
+
+
+def test_a_window_tree_moves():
+    planner = WindowTree(SDE, steps=7, dwell=2)
+    assert [planner.at(step).stochastic[0] for step in range(1, 9)] == [0, 0, 1, 1, 2, 2, 0, 0]
+    places = [replace(planner, mode="random", dwell=1).at(step).stochastic[0] for step in range(100)]
+    assert set(places) == {0, 1, 2} and min(places.count(place) for place in range(3)) > 15
+
+
 # --- backward intervals -----------------------------------------------------------------------------------------------
 
 
@@ -318,6 +376,35 @@ def test_the_way_that_is_shared_is_random_unless_it_is_the_ode():
 def test_the_ode_draws_clean_samples_only():
     rollout = drawn(ODE(group=3).at(1))
     assert rollout.decisions == () and len(torch.unique(rollout.final, dim=0)) == 6
+
+
+# --- where a gradient begins ------------------------------------------------------------------------------------------
+
+
+def test_a_truncation_falls_on_every_step_equally_often():
+    planner = Truncated(steps=5)
+    found = torch.tensor([planner.at(step).waypoint for step in range(1, 1001)])
+    counts = torch.bincount(found, minlength=5)
+    assert len(counts) == 5 and (counts - 200).abs().max() < 50
+    assert found.tolist() != [replace(planner, seed=1).at(step).waypoint for step in range(1, 1001)]
+    assert {replace(planner, low=1, high=3).at(step).waypoint for step in range(100)} == {1, 2, 3}
+
+
+def test_alignprop_as_described():
+    """Around step 42 of 50; within the draw."""
+    found = torch.tensor([Truncated(law="normal").at(step).waypoint for step in range(1000)]).double()
+    assert abs(found.mean() - 42) < 0.5 and 4 < found.std() < 5.5 and found.max() == 49
+    assert [Truncated(law="fixed", mean=49.0).at(step).waypoint for step in (0, 1, 7)] == [49, 49, 49]
+    assert Truncated().evaluation().waypoint is None
+
+
+def test_the_state_that_a_step_begins_with_is_kept():
+    planner = Truncated(group=2, steps=4, law="fixed", mean=3.0)
+    rollout = drawn(planner.at(1))
+    policy = ToyFlow().load(torch.device("cpu"))
+    v = policy.velocity(rollout.waypoint, torch.full((4,), 0.25), rollout.prompts)
+    torch.testing.assert_close(rollout.final, rollout.waypoint - 0.25 * v)
+    assert rollout.evaluations.sum() == 4 * 4 and drawn(ODE(group=2).at(1)).waypoint is None
 
 
 # --- the formulas they are made of ------------------------------------------------------------------------------------

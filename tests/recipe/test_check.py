@@ -15,6 +15,7 @@ from burnish.recipe.check import check, require
 from burnish.recipe.decode import decode
 from burnish.recipe.estimate import memory, multiply_adds
 from burnish.recipe.layers import merged
+from burnish.recipe.read import read
 from burnish.recipe.recipe import Recipe
 
 
@@ -154,6 +155,12 @@ def test_fit(plain):
 )
 def test_faults(plain, changes, sentence):
     assert sentence in fault(with_(plain, **changes))
+
+
+def test_a_group_of_one_is_enough_where_the_reward_is_differentiated():
+    at = {"source.on_policy.prompts": "toys:prompts", "source.on_policy.per_step": 2, "optim.micro": 2}
+    for name in ("draft", "alignprop"):
+        assert not [fault for fault in check(read(name, settings=at)).faults if "group" in fault]
 
 
 def test_weights_of_a_hub_that_cannot_be_reached_get_a_sentence(plain, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -55,7 +55,8 @@ INSTEAD = {
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
     home = tmp_path_factory.mktemp("pipelines")
-    return {name: getattr(tiny_diffusers, name)(home / name) for name in ("sd3", "sd", "wan")}
+    kinds = {"sd3": "sd3", "sd": "sd", "wan": "wan", "rlcm": "lcm"}
+    return {name: getattr(tiny_diffusers, kind)(home / name) for name, kind in kinds.items()}
 
 
 def test_there_are_recipes():
@@ -71,9 +72,12 @@ def test_two_steps(name, pipelines, tmp_path):
     [plan] = read.draft(name).data["source"]["on_policy"]["plan"]
     way = f"source.on_policy.plan.{plan}"
     steps = whole.source.plan_at(1).steps
-    group = {"single_branch": 18, "tree": 16}.get(plan, min(whole.source.plan_at(1).group, 4))
+    whole_groups = {"single_branch": 18, "tree": 16, "window_tree": 16, "backward_interval": 5}
+    group = whole_groups.get(plan, min(whole.source.plan_at(1).group, 4))
     settings = {
-        "policy": pipelines[kind],
+        "policy": replace(pipelines[kind], train="text")
+        if name == "texforce"
+        else pipelines.get(name, pipelines[kind]),
         "reward": Brightness(),
         "measures": {},
         "suites": {},
@@ -81,7 +85,7 @@ def test_two_steps(name, pipelines, tmp_path):
         "source.on_policy.per_step": 2,
         "source.on_policy.rows": 0,
         f"{way}.group": group,
-        f"{way}.steps": min(steps, 12),
+        f"{way}.steps": steps if plan == "backward_interval" else min(steps, 12),
         "optim.micro": group,
         "optim.lr": 1e-3,
         "steps": 2,

@@ -105,7 +105,7 @@ class Run:
         """Samples and their scores, from the weights that the objective wants to draw with."""
         recipe, clock = self._recipe, time.perf_counter()
         with place.policy.using(recipe.objective.needs().draw_from):
-            rollout = recipe.source.draw(place.policy, step, recipe.seed)
+            rollout = recipe.source.draw(place.policy, step, recipe.seed, scorer=place.scorer)
             seconds = time.perf_counter() - clock
             images = len(rollout) / seconds
             scores = scored(rollout, place.scorer, "reward", step)

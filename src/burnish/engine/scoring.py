@@ -91,7 +91,7 @@ def settled(
         for attempt in range(1, ATTEMPTS):
             if not dull.any():
                 break
-            again = source.draw(policy, step, seed, attempt)
+            again = source.draw(policy, step, seed, attempt, scorer)
             drawn += len(again)
             fresh = scored(again, scorer, "reward", step)
             rollout, scores = _replaced((rollout, scores), dull, (again, fresh))

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -24,6 +24,17 @@ class Noise:
     step: int
     ids: tuple[int, ...]  # one per sample, unique within the step
     stream: str = "draw"  # separates uses that share a step: draw, evaluate, ...
+    # mean and deviation of the starting noise of each sample, (b, *d) on the CPU; None: standard normal
+    start: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
+
+    def of(self, rows: Int[Tensor, " n"]) -> Noise:
+        """The streams of some of the samples."""
+        start = None if self.start is None else (self.start[0][rows], self.start[1][rows])
+        return replace(self, ids=tuple(self.ids[i] for i in rows.tolist()), start=start)
+
+    def starting(self, mean: Float[Tensor, "b *d"], std: Float[Tensor, "b *d"]) -> Noise:
+        """The same streams, with another law of starting noise."""
+        return replace(self, start=(mean, std))
 
     def uniform(self, k: int, what: str = "") -> Float[Tensor, "b k"]:
         """`k` uniform numbers in [0, 1) for every sample. On the CPU, float32."""
@@ -31,9 +42,10 @@ class Noise:
         return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, k)
 
     def normal(self, shape: Sequence[int], what: str = "") -> Float[Tensor, "b ..."]:
-        """Standard normal numbers of `shape` for every sample. On the CPU, float32."""
+        """Standard normal numbers of `shape` for every sample; what "start" by `start`. On the CPU, float32."""
         rows = [self._generator(i, what).standard_normal(tuple(shape), dtype=np.float32) for i in self.ids]
-        return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
+        drawn = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
+        return drawn if self.start is None or what != "start" else self.start[0] + self.start[1] * drawn
 
     def _generator(self, sample: int, what: str) -> np.random.Generator:
         return generator(self.seed, self.stream, what, self.step, sample)

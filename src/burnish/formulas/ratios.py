@@ -13,6 +13,8 @@ from burnish.types import Mean, Rollout
 
 Anchor = Literal["behaviour", "recomputed"]
 
+Bound = float | Float[Tensor, "b #k"]  # one for all, or one of each decision
+
 LIMIT = 20.0  # nats; a larger log-ratio is cut, as verl and EasyR1 do, so that its exponential stays finite
 
 
@@ -38,8 +40,8 @@ def log_ratio(
 def clipped_surrogate(
     ratio: Float[Tensor, "b #k"],
     advantage: Float[Tensor, "b #k"],
-    low: float,
-    high: float,
+    low: Bound,
+    high: Bound,
     dual: float | None = None,
 ) -> Float[Tensor, "b k"]:
     """-min(r A, clip(r, 1 - low, 1 + high) A): Schulman et al. 2017, eq. 7, with the asymmetric range of DAPO (2025).
@@ -53,7 +55,7 @@ def clipped_surrogate(
 
 
 def clipped(
-    ratio: Float[Tensor, "b #k"], advantage: Float[Tensor, "b #k"], low: float, high: float
+    ratio: Float[Tensor, "b #k"], advantage: Float[Tensor, "b #k"], low: Bound, high: Bound
 ) -> tuple[Bool[Tensor, "b k"], Bool[Tensor, "b k"]]:
     """Where the lower and the upper bound stop the gradient: r < 1 - low with A < 0, and r > 1 + high with A > 0."""
     return (ratio < 1 - low) & (advantage < 0), (ratio > 1 + high) & (advantage > 0)

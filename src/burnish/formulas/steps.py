@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from burnish.formulas.aggregation import counted, token_mean
@@ -30,6 +30,12 @@ class Scored(Protocol):
     def std(self) -> Float[Tensor, "b k"]: ...
     @property
     def velocity(self) -> Float[Tensor, "b k *d"]: ...
+
+
+class Moving(Protocol):
+    """What core.LatentPlan has."""
+
+    def move(self, x: Tensor, velocity: Tensor, t: Tensor, s: Tensor, step: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Scoring(Protocol):
@@ -108,6 +114,12 @@ def times_of(learned: Sequence[int], times: Float[Tensor, " s"]) -> Float[Tensor
     """Beginning and end of each of these steps."""
     at = torch.tensor(learned)
     return torch.stack([times[at], times[at + 1]], -1)
+
+
+def moving(plan: Moving, step: Int[Tensor, "*n"] | Sequence[int]) -> Move:
+    """How a plan moves steps of these numbers: what `deviation` and `leverage` take beside their times."""
+    numbers = torch.as_tensor(step).detach().cpu().flatten()
+    return lambda x, velocity, t, s: plan.move(x, velocity, t, s, numbers)
 
 
 def deviation(move: Move, time: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n"]:

@@ -88,10 +88,11 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         stored = torch.bfloat16 if plan.stored == "bf16" else torch.float32
         x = self._start(plan, noise, leader[:, 0]).to(stored).float()
         keep: dict[str, list[Tensor]] = {name: [] for name in ("before", "after", "mean", "logp", "std")}
-        kept, earlier = [], None
+        kept, earlier, waypoint = [], None, None
         trained = set(plan.learned)
         for i in range(plan.steps):
             t, s = times[i], times[i + 1]
+            waypoint = x if i == plan.waypoint else waypoint
             v = self._shared(x, leader[:, i], t, rows, conditions, plan.guidance)
             after = _solved(plan.solver, x, v, t, s, earlier)
             random = drawn[:, i]
@@ -99,7 +100,8 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
                 assert plan.transition is not None
                 at = random.nonzero().squeeze(1).to(device)
                 full = torch.full((len(at),), float(t), dtype=torch.float64, device=device)
-                mean, std = plan.transition.move(x[at], v[at], full, torch.full_like(full, float(s)))
+                ends, number = torch.full_like(full, float(s)), torch.full_like(full, i, dtype=torch.long)
+                mean, std = plan.move(x[at], v[at], full, ends, number)
                 z = self._noise(noise, leader[:, i + 1], i)[at]
                 moved = (mean + gaussian.rows(std, mean) * z).to(stored).float()
                 after = after.clone()
@@ -121,6 +123,7 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
             plan,
             noise.ids,
             final=x,
+            waypoint=waypoint,
             evaluations=sharing.evaluations(leader),
         )
 
@@ -130,7 +133,7 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
 
     def _noise(self, noise: Noise, leader: Int[Tensor, " b"], step: int) -> Tensor:
         leaders, inverse = leader.unique(return_inverse=True)
-        keyed = Noise(noise.seed, noise.step, tuple(noise.ids[i] for i in leaders.tolist()), noise.stream)
+        keyed = noise.of(leaders)
         return keyed.normal(self.network.shape, "start" if step < 0 else f"step {step}")[inverse].to(
             self.network.device
         )
@@ -160,7 +163,7 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         sample = torch.div(where, k, rounding_mode="floor")
         conditions = taken(self.network.conditions(distinct), rows[sample.cpu()])
         v = self.network.velocity(x[where], time[where, 0].float(), conditions, plan.guidance)[inverse]
-        mean, std = plan.transition.move(x, v, time[:, 0], time[:, 1])
+        mean, std = plan.move(x, v, time[:, 0], time[:, 1], steps.step.flatten())
         logp = plan.transition.logp(steps.after.flatten(0, 1), mean, std)
         return Steps(logp.view(b, k), mean.view_as(steps.mean), std.view(b, k), v.view_as(steps.mean))
 

@@ -27,8 +27,9 @@ DECODERS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLQwenImage")
 class Folder:
     """A pipeline in diffusers' format. Raises ValueError for a folder that holds none, or one of another class."""
 
-    def __init__(self, path: Path, pipeline: str) -> None:
-        self.path, self._pipeline, file = path, pipeline, path / INDEX
+    def __init__(self, path: Path, pipeline: str, *others: str) -> None:
+        """`others`: classes that will do too."""
+        self.path, file = path, path / INDEX
         if not file.is_file():
             raise ValueError(f"{file}: no such file; a {pipeline} is a folder with {INDEX} and a folder for each part")
         try:
@@ -36,8 +37,9 @@ class Folder:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: not JSON ({error})") from error
         found = self.index.get("_class_name") if isinstance(self.index, dict) else None
-        if found != pipeline:
+        if found not in (pipeline, *others):
             raise ValueError(f"{file}: holds {'no pipeline' if found is None else f'a {found}'}, not a {pipeline}")
+        self._pipeline = str(found)
 
     def kind(self, name: str) -> str | None:
         """The class of a part; None for one that was left out."""

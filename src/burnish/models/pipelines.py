@@ -58,9 +58,10 @@ S = TypeVar("S", bound=Settings)
 
 
 class PipelineNetwork(Network, Generic[S]):
-    """A loaded pipeline. `model` is trained; text encoders and decoder never are.
+    """A loaded pipeline. `learner` is trained, which is the network that draws unless `taught` names a text encoder.
 
     left_out  text encoders and tokenizers that the pipeline does without
+    taught    the part that is trained. Of a text encoder prompts are read anew every time, with their gradient
     """
 
     name: ClassVar[str]  # of the policy in a recipe
@@ -69,18 +70,23 @@ class PipelineNetwork(Network, Generic[S]):
     tokenizers: ClassVar[tuple[str, ...]]
     encoders: ClassVar[tuple[str, ...]]
     extras: ClassVar[Mapping[str, Any]] = {}  # what else the pipeline is made with
-    adapted: ClassVar[tuple[str, ...]]  # layers that get low-rank adapters, by the end of their names
+    adapted: tuple[str, ...]  # layers that get low-rank adapters, by the end of their names
 
-    def __init__(self, spec: S, folder: Folder, device: torch.device, left_out: Sequence[str] = ()) -> None:
+    def __init__(
+        self, spec: S, folder: Folder, device: torch.device, left_out: Sequence[str] = (), taught: str = ""
+    ) -> None:
         self.spec, self.folder, self.device = spec, folder, device
+        self.taught = taught or self.part
         self._check_scheduler()
         whole = [name for name in ("scheduler", *self.tokenizers) if name not in left_out]
         parts: dict[str, Any] = {**dict.fromkeys(left_out), **{name: folder.needed(name) for name in whole}}
         for name in self.encoders:
             if name not in left_out:
-                parts[name] = folder.needed(name, DTYPES[spec.precision]).to(device)
+                dtype = torch.float32 if name == self.taught else DTYPES[spec.precision]
+                parts[name] = folder.needed(name, dtype).to(device)
         parts["vae"] = folder.needed("vae", torch.float32).to(device)
         self.model = parts[self.part] = folder.needed(self.part, torch.float32).to(device)
+        self.learner = parts[self.taught]
         self.decoder = Decoder(parts["vae"], spec.decode_precision, spec.tiled_decode)
         channels, patch = self.grain()
         self.shape = latent_shape(spec.pixels, self.decoder, channels, patch, f"policy.{self.name}")
@@ -98,9 +104,9 @@ class PipelineNetwork(Network, Generic[S]):
 
     def _train(self) -> None:
         if self.spec.lora:
-            adapt(self.model, self.spec.lora, self.adapted, start="gaussian")
+            adapt(self.learner, self.spec.lora, self.adapted, start="gaussian")
         else:
-            self.model.requires_grad_(True)
+            self.learner.requires_grad_(True)
         if self.spec.recompute:
             self.model.enable_gradient_checkpointing()
 
@@ -123,7 +129,7 @@ class PipelineNetwork(Network, Generic[S]):
 
     def nothing(self, conditions: tuple[Tensor, ...]) -> Sequence[Tensor]:
         """What no prompt looks like beside `conditions`, in one row."""
-        return self.texts([""])
+        return self.read([""])
 
     def mixed(self, conditional: Tensor, null: Tensor, guidance: float) -> Tensor:
         """The prediction led away from the one without a prompt."""
@@ -132,18 +138,25 @@ class PipelineNetwork(Network, Generic[S]):
     # --- what is not -------------------------------------------------------------------------------------------------
 
     def conditions(self, prompts: Sequence[Prompt]) -> tuple[Tensor, ...]:
-        return self.texts([prompt.text for prompt in prompts])
+        return self.read([prompt.text for prompt in prompts])
+
+    def read(self, texts: list[str]) -> tuple[Tensor, ...]:
+        """What the network reads of texts: remembered, or with its gradient where an encoder is trained."""
+        if self.taught == self.part:
+            return self.texts(texts)
+        with self.autocast():
+            return tuple(part.float() if part.is_floating_point() else part for part in self.encode(texts))
 
     def velocity(
         self, x: Float[Tensor, "n *d"], t: Float[Tensor, " n"], conditions: Any, guidance: float
     ) -> Float[Tensor, "n *d"]:
-        return self.clock.velocity(x, t, partial(self._guided, conditions, guidance))
+        return self.clock.velocity(x, t, partial(self.steered, conditions, guidance))
 
-    def _guided(self, conditions: tuple[Tensor, ...], guidance: float, x: Tensor, t: Tensor) -> Tensor:
+    def steered(self, conditions: tuple[Tensor, ...], guidance: float, x: Tensor, t: Tensor) -> Tensor:
         """Both branches go through the network together."""
         if guidance == 1:
             return self.predicted(x, t, *conditions)
-        if self._nothing is None:
+        if self._nothing is None or self.taught != self.part:
             self._nothing = tuple(self.nothing(conditions))
         pairs = zip(self._nothing, conditions, strict=True)
         both = [torch.cat([null.expand_as(given), given]) for null, given in pairs]
@@ -163,14 +176,14 @@ class PipelineNetwork(Network, Generic[S]):
         return self.decoder(latents)
 
     def trained(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
-        return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
+        return [(name, weight) for name, weight in self.learner.named_parameters() if weight.requires_grad]
 
     def adapter_off(self) -> Callable[[], AbstractContextManager[None]] | None:
-        return partial(adapters_off, self.model) if self.spec.lora else None
+        return partial(adapters_off, self.learner) if self.spec.lora else None
 
     def export(self, folder: Path) -> None:
-        whole = merged(self.model) if self.spec.lora else self.model
-        self.folder.write(folder, {self.part: whole, **self.clock.changed})
+        whole = merged(self.learner) if self.spec.lora else self.learner
+        self.folder.write(folder, {self.taught: whole, **self.clock.changed})
 
 
 def check_rows(decode_rows: int) -> None:

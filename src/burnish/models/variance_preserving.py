@@ -20,6 +20,7 @@ from torch import Tensor
 from burnish.formulas.gaussian import rows, variance_preserving
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+DISTILLED = "LCMScheduler"  # of models whose prediction is not a mean over clean states but one of them
 
 
 class Timesteps:
@@ -30,6 +31,7 @@ class Timesteps:
 
     def __init__(self, scheduler: Any, where: Path, device: torch.device) -> None:
         self.scheduler, self.table = _ddim(scheduler, where)  # DDIM's, and log t / (1 - t) of each timestep
+        self.distilled = scheduler if type(scheduler).__name__ == DISTILLED else None
         self._nearest = ((self.table[1:] + self.table[:-1]) / 2).to(device)
         self.changed: Mapping[str, Any] = {}  # the scheduler of the pipeline stays what it is
 
@@ -46,7 +48,22 @@ class Timesteps:
         """
         t = t.double()
         x_vp = x / rows(torch.sqrt((1 - t).square() + t.square()), x)
-        return _velocity(self.scheduler.config.prediction_type, predicted(x_vp, self.nearest(t)), x, x_vp, t)
+        step = self.nearest(t)
+        v = _velocity(self.scheduler.config.prediction_type, predicted(x_vp, step), x, x_vp, t)
+        return v if self.distilled is None else self._bounded(v, x, x_vp, t, step)
+
+    def _bounded(
+        self, v: Float[Tensor, "n *d"], x: Tensor, x_vp: Tensor, t: Float[Tensor, " n"], step: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n *d"]:
+        """The velocity of a consistency model: x - t v is c_skip x_vp + c_out clean, which is x_vp at timestep 0.
+
+        Latent Consistency Models, Luo et al. 2023, arXiv:2310.04378, with the constants of diffusers' LCMScheduler:
+        c_skip = 0.25 / (r^2 + 0.25), c_out = r / sqrt(r^2 + 0.25), r the timestep x timestep_scaling.
+        """
+        assert self.distilled is not None
+        r = step.double() * self.distilled.config.timestep_scaling
+        skip, out = 0.25 / (r.square() + 0.25), r / (r.square() + 0.25).sqrt()
+        return (x - rows(skip, x) * x_vp - rows(out, x) * (x - rows(t, x) * v)) / rows(t, x)
 
     def nearest(self, t: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
         return torch.bucketize(torch.log(t / (1 - t)), self._nearest, right=True)
@@ -58,7 +75,15 @@ class Timesteps:
         decodes a latent with 3 % of its noise in it, for which a flow that ends at 0 has no place. Where the spacing is
         uneven (linspace; trailing with steps that do not divide 1000) diffusers' own DDIM steps by an even spacing and
         evaluates beside where it arrived; ours arrives where it evaluates next.
+
+        Of a consistency model, those that LCMScheduler picks of the timesteps it was distilled on.
         """
+        if self.distilled is not None:
+            most = self.distilled.config.original_inference_steps
+            if steps > most:
+                raise ValueError(f"plan.steps: {steps} is more than the {most} steps this model was distilled from")
+            self.distilled.set_timesteps(steps)
+            return self._at(self.distilled.timesteps.cpu())
         number = self.scheduler.config.num_train_timesteps
         if steps > number:
             raise ValueError(f"plan.steps: {steps} is more than the {number} timesteps this model was trained on")
@@ -68,6 +93,9 @@ class Timesteps:
             raise ValueError(
                 f"plan.steps: {steps} with this scheduler's steps_offset begin beyond timestep {number - 1}"
             )
+        return self._at(places)
+
+    def _at(self, places: Int[Tensor, " k"]) -> Float[Tensor, " k+1"]:
         return torch.cat([torch.sigmoid(self.table[places]), torch.zeros(1, dtype=torch.float64)])
 
     def start(self, noise: Float[Tensor, "n *d"], steps: int) -> Float[Tensor, "n *d"]:
@@ -98,7 +126,7 @@ def _ddim(scheduler: Any, where: Path) -> tuple[Any, Float[Tensor, " timesteps"]
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     kind = type(scheduler).__name__
-    if kind not in [known.__name__ for known in DDIMScheduler().compatibles]:
+    if kind not in [DISTILLED, *(known.__name__ for known in DDIMScheduler().compatibles)]:
         raise ValueError(f"{where}: a {kind}, whose settings are not those of a scheduler for DDIM")
     ddim: Any = DDIMScheduler.from_config(scheduler.config)
     if ddim.config.prediction_type not in PREDICTIONS:

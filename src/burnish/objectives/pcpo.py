@@ -70,18 +70,19 @@ class PCPO(Objective[Denoiser]):
 
     def _credit(self, rollout: Rollout, policy: Denoiser) -> Float[Tensor, "b k"]:
         """c of every step. A function of the plan alone, so that no split of the batch changes it."""
-        here, plan = steps.latents_of(rollout, "objective.pcpo").time, rollout.plan
-        assert isinstance(plan, LatentPlan) and plan.transition is not None
-        move, every = plan.transition.move, steps.times_of(plan.learned, policy.times(plan.steps))
+        known, plan = steps.latents_of(rollout, "objective.pcpo"), rollout.plan
+        assert isinstance(plan, LatentPlan)
+        here, every = known.time, steps.times_of(plan.learned, policy.times(plan.steps))
+        move, moves = steps.moving(plan, known.step), steps.moving(plan, plan.learned)
         if self.credit == "none":
             return torch.ones(here.shape[:-1])
         if self.credit == "time":
             length, unit = here[..., 0] - here[..., 1], (every[:, 0] - every[:, 1]).sum()
-            return steps.leverage(move, every).sum() / unit * length.cpu() / steps.leverage(move, here)
+            return steps.leverage(moves, every).sum() / unit * length.cpu() / steps.leverage(move, here)
         if not (every[:, 0] < 1).all():
             raise ValueError(
                 "objective.pcpo.credit: noise is for models that predict noise, whose first time is below 1; use time"
             )
         # v = (eps - x) / (1 - t), so a change of the noise by 1 changes the velocity by 1 / (1 - t)
-        usual = (steps.leverage(move, every) / (1 - every[:, 0])).mean()
+        usual = (steps.leverage(moves, every) / (1 - every[:, 0])).mean()
         return usual / (steps.leverage(move, here) / (1 - here[..., 0].cpu()))

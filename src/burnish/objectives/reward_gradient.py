@@ -1,4 +1,4 @@
-"""The gradient of the reward itself, through the last steps of a draw. DRaFT, Clark et al. 2023; AlignProp."""
+"""The gradient of the reward itself, through the last steps of a draw: DRaFT-K, AlignProp."""
 
 from __future__ import annotations
 
@@ -7,61 +7,111 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from burnish.core import Denoiser, LatentPlan, Needs, Objective, Scorer
 from burnish.formulas import gaussian, steps
 from burnish.formulas.aggregation import token, token_mean
-from burnish.types import Batch, Loss
+from burnish.types import Batch, Latents, Loss
 
 
 @dataclass(frozen=True)
 class RewardGradient(Objective[Denoiser]):
-    """-reward(picture), differentiated through the last K steps. DRaFT-K, arXiv:2309.17400; K random: AlignProp.
+    """-weight x reward(picture), differentiated through the last K steps.
 
-    The steps are drawn again from the recorded state, with the recorded noise, so that at the weights that drew it is
-    the same picture; steps that were not recorded follow the ODE (Euler). The state the last K steps begin from has to
-    be recorded: that step is drawn at random and trained. There is no advantage in it.
+        DRaFT-K     last K, each step through the ones before it      Clark et al. 2023, arXiv:2309.17400
+        AlignProp   last 0, a plan that begins at a random step       Prabhudesai et al. 2023, arXiv:2310.03739
+                    (truncated), weight 0.01
+
+    The steps are drawn again, from the state that the plan keeps at that step (`plan.waypoint`) or from the record of a
+    step drawn at random, with the recorded noise: at the weights that drew it is the same picture. Steps that were not
+    recorded follow the ODE, by Euler. With `recompute` a step's activations are not kept for the backward pass but
+    computed again: memory is that of one step, for one more evaluation of each. There is no advantage in it.
 
     Metrics:
         reward        mean reward of the pictures that are differentiated
+        steps         steps that were differentiated
     """
 
-    last: int = 1  # K: steps that are differentiated, each through the ones before it
+    last: int = 1  # K: steps that are differentiated; 0: all from the plan's waypoint on
+    weight: float = 1.0  # multiplies the reward (AlignProp 0.01)
+    detach_input: bool = False  # the network reads its state without gradient: a step reaches the picture only as a sum
+    recompute: bool = False  # compute each step again for the backward pass, and keep states alone
 
     def __post_init__(self) -> None:
-        if self.last < 1:
-            raise ValueError(f"objective.reward_gradient.last: must be 1 or more, not {self.last}")
+        if self.last < 0:
+            raise ValueError(
+                f"objective.reward_gradient.last: must be 1 or more, or 0 for all steps from the plan's waypoint on, "
+                f"not {self.last}"
+            )
+        if not self.weight > 0:
+            raise ValueError(f"objective.reward_gradient.weight: must be above 0, not {self.weight}")
 
     def needs(self) -> Needs:
         return Needs(reward_gradient=True)
 
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
-        latents = self._drawn_again(batch, policy)
-        scores = reward(policy.decode(latents).clamp(0, 1), batch.rollout.prompts)
+        latents, number = self._drawn_again(batch, policy)
+        pictures = checkpoint(policy.decode, latents, use_reentrant=False) if self.recompute else policy.decode(latents)
+        scores = reward(pictures.clamp(0, 1), batch.rollout.prompts)
         total = torch.where(scores.valid, scores.total, 0.0).unsqueeze(1)
         weight = scores.valid.to(total).unsqueeze(1)
-        return Loss(*token(-total, weight, batch.keep), {"reward": token_mean(total, weight, batch.keep)})
+        metrics = {
+            "reward": token_mean(total, weight, batch.keep),
+            "steps": token_mean(torch.full_like(total, number), weight, batch.keep),
+        }
+        return Loss(*token(-self.weight * total, weight, batch.keep), metrics)
 
-    def _drawn_again(self, batch: Batch, policy: Denoiser) -> Float[Tensor, "b *d"]:
-        """The clean latents, through the last steps."""
+    def _drawn_again(self, batch: Batch, policy: Denoiser) -> tuple[Float[Tensor, "b *d"], int]:
+        """The clean latents, through the last steps, and how many these are."""
         rollout, plan = batch.rollout, batch.rollout.plan
         assert isinstance(plan, LatentPlan)
-        known, first = steps.latents_of(rollout, "objective.reward_gradient"), plan.steps - self.last
-        at = {int(step): j for j, step in enumerate(known.step[0])}
-        if first not in at or (known.step != known.step[:1]).any():
-            raise ValueError(
-                f"objective.reward_gradient: last: {self.last} begins at step {first}, which this plan does not record"
-                f" for every sample; plan.stochastic: [{first}] does (or objective refl, which needs no record)"
-            )
-        times, x = policy.times(plan.steps), known.before[:, at[first]]
+        first, x = self._beginning(batch)
+        known = rollout.decisions[0] if rollout.decisions else None
+        assert known is None or isinstance(known, Latents)
+        at = {} if known is None else {int(step): j for j, step in enumerate(known.step[0])}
+        times = policy.times(plan.steps)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            return policy.velocity(x.detach() if self.detach_input else x, t, rollout.prompts, plan.guidance)
+
         for i in range(first, plan.steps):
             t, s = (torch.full((len(x),), float(times[j]), dtype=torch.float64, device=x.device) for j in (i, i + 1))
-            v = policy.velocity(x, t.float(), rollout.prompts, plan.guidance)
-            if i in at:
-                assert plan.transition is not None
+            args = (x, t.float())
+            v = checkpoint(velocity, *args, use_reentrant=False) if self.recompute else velocity(*args)
+            assert isinstance(v, Tensor)
+            if known is not None and i in at:
                 drawn = (known.after[:, at[i]] - known.mean[:, at[i]]) / gaussian.rows(known.std[:, at[i]], x)
-                mean, std = plan.transition.move(x, v, t, s)
+                mean, std = plan.move(x, v, t, s, torch.full_like(t, i, dtype=torch.long))
                 x = mean + gaussian.rows(std, mean) * drawn
             else:
                 x = x - gaussian.rows(t - s, x) * v
-        return x
+        return x, plan.steps - first
+
+    def _beginning(self, batch: Batch) -> tuple[int, Float[Tensor, "b *d"]]:
+        """The first step that is differentiated, and the state that it begins with."""
+        rollout, plan = batch.rollout, batch.rollout.plan
+        assert isinstance(plan, LatentPlan)
+        if plan.solver != "euler" and len(plan.stochastic) < plan.steps - 1:
+            raise ValueError(f"objective.reward_gradient: differentiates steps of plan.solver euler, not {plan.solver}")
+        if self.last == 0 and plan.waypoint is None:
+            raise ValueError(
+                "objective.reward_gradient.last: 0 begins at the plan's waypoint, and this plan has none; "
+                "plan truncated has one"
+            )
+        first = plan.waypoint if self.last == 0 else plan.steps - self.last
+        assert first is not None
+        if first == plan.waypoint:
+            assert rollout.waypoint is not None
+            return first, rollout.waypoint
+        known = steps.latents_of(rollout, "objective.reward_gradient")
+        if (known.step == known.step[:1]).all():
+            at = {int(step): j for j, step in enumerate(known.step[0])}
+            if first in at:
+                return first, known.before[:, at[first]]
+            if first - 1 in at:
+                return first, known.after[:, at[first - 1]]
+        raise ValueError(
+            f"objective.reward_gradient: last: {self.last} begins at step {first}, which this plan does not record"
+            f" for every sample; plan.waypoint: {first} does (plan truncated), or objective refl needs no record"
+        )

@@ -59,8 +59,9 @@ class StepClip(Objective[Denoiser]):
         values = clipped_surrogate(ratio, advantage, self.clip, high)
         if self.step_weights == "std":
             plan, std = rollout.plan, steps.latents_of(rollout, "objective.step_clip").std
-            assert isinstance(plan, LatentPlan) and plan.transition is not None
-            usual = steps.deviation(plan.transition.move, steps.times_of(plan.learned, policy.times(plan.steps))).mean()
+            assert isinstance(plan, LatentPlan)
+            every = steps.times_of(plan.learned, policy.times(plan.steps))
+            usual = steps.deviation(steps.moving(plan, plan.learned), every).mean()
             values = values * std / float(usual)
 
         low_cut, high_cut = clipped(ratio, advantage, self.clip, high)

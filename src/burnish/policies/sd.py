@@ -2,6 +2,9 @@
 
 Read from folders in the format of diffusers' StableDiffusionPipeline, whose own code encodes the prompts. What the
 network predicts becomes the velocity of a rectified flow in models/variance_preserving.py; an Euler step is DDIM's.
+
+Latent consistency models (Luo et al. 2023, arXiv:2310.04378; LatentConsistencyModelPipeline) are read too. They are
+drawn from with transition consistency, and are told a guidance instead of being guided: one evaluation a step.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from burnish.models.places import fetch
 from burnish.models.variance_preserving import Timesteps
 
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")  # every attention: ddpo-pytorch, scripts/train.py
+ADAPTED_TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")  # every attention of CLIP's text encoder
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class SD(PolicySpec):
     pixels: int = 512  # side of a picture
     precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic and the text encoder; trained weights are float32
     lora: Lora | None = None  # train adapters instead of all weights; ddpo-pytorch: rank 4, alpha 4
+    train: Literal["unet", "text"] = (
+        "unet"  # which network; text: the text encoder, and prompts are read anew every time
+    )
     recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
     decode_rows: int = 16  # pictures decoded at once
     decode_precision: Literal["fp32", "bf16"] = "fp32"  # of the decoder's arithmetic; the law is not touched by it
@@ -42,12 +49,12 @@ class SD(PolicySpec):
 
     def load(self, device: torch.device) -> DenoisingPolicy:
         """Read the weights. Raises ValueError for a folder that is no such pipeline, is cut short, or does not fit."""
-        folder = Folder(fetch(self.weights), "StableDiffusionPipeline")
+        folder = Folder(fetch(self.weights), "StableDiffusionPipeline", "LatentConsistencyModelPipeline")
         return DenoisingPolicy(SDNetwork(self, folder, device), self.decode_rows)
 
 
 class SDNetwork(PipelineNetwork[SD]):
-    """A loaded Stable Diffusion."""
+    """A loaded Stable Diffusion. The UNet is trained, or the text encoder (TexForce)."""
 
     name, part = "sd", "unet"
     schedulers = ()
@@ -57,8 +64,12 @@ class SDNetwork(PipelineNetwork[SD]):
         "feature_extractor": None,
         "requires_safety_checker": False,
     }
-    adapted = ADAPTED
     clock: Timesteps
+
+    def __init__(self, spec: SD, folder: Folder, device: torch.device) -> None:
+        self.adapted = ADAPTED if spec.train == "unet" else ADAPTED_TEXT
+        super().__init__(spec, folder, device, taught="unet" if spec.train == "unet" else "text_encoder")
+        self._told = int(self.model.config.time_cond_proj_dim or 0)  # numbers by which the network is told a guidance
 
     def grain(self) -> tuple[int, int]:
         config = self.model.config
@@ -70,6 +81,18 @@ class SDNetwork(PipelineNetwork[SD]):
     def encode(self, texts: list[str]) -> tuple[Float[Tensor, "p l f"]]:
         return (self.pipeline.encode_prompt(texts, self.device, 1, do_classifier_free_guidance=False)[0],)
 
+    def steered(self, conditions: tuple[Tensor, ...], guidance: float, x: Tensor, t: Tensor) -> Tensor:
+        """A network that is told its guidance goes one way only."""
+        return self._said(x, t, conditions[0], guidance) if self._told else super().steered(conditions, guidance, x, t)
+
     def predicted(self, x: Float[Tensor, "n c h w"], t: Tensor, *conditions: Tensor) -> Float[Tensor, "n c h w"]:
+        return self._said(x, t, conditions[0], 1.0)
+
+    def _said(self, x: Float[Tensor, "n c h w"], t: Tensor, features: Tensor, guidance: float) -> Tensor:
+        told = None
+        if self._told:
+            # Ho and Salimans' w, which is ours less 1. All rows are told the same.
+            weight = torch.tensor([guidance - 1], dtype=torch.float32)
+            told = self.pipeline.get_guidance_scale_embedding(weight, self._told).to(self.device).expand(len(x), -1)
         with self.autocast():
-            return self.model(x, t, encoder_hidden_states=conditions[0], return_dict=False)[0].float()
+            return self.model(x, t, features, timestep_cond=told, return_dict=False)[0].float()

@@ -84,8 +84,11 @@ def _law(plan: Plan) -> Iterator[str]:
 
 
 def _group_of_one(recipe: Recipe, plan: Plan) -> Iterator[str]:
-    """An advantage that compares within a group gives 0, or nothing at all, where the group is one sample."""
-    if plan.group > 1:
+    """An advantage that compares within a group gives 0, or nothing at all, where the group is one sample.
+
+    Objectives that differentiate the reward learn without it.
+    """
+    if plan.group > 1 or recipe.objective.needs().reward_gradient:
         return
     name, _ = _settings(recipe.advantage)
     values = _tried(recipe, plan, 1.0)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from burnish.core import Planner, Policy, Source
+from burnish.core import LatentPlan, Planner, Policy, Scorer, Source
 from burnish.formulas.noise import Noise, generator
 from burnish.prompts import read_prompts
+from burnish.searching import Search
 from burnish.types import Plan, Prompt, Rollout, concatenate
 
 
@@ -25,12 +26,15 @@ class OnPolicy(Source):
     plan: Planner  # how each group is drawn
     per_step: int = 8  # distinct prompts of a step
     rows: int = 0  # samples drawn at once; 0 draws all. Changes memory, not the samples
+    search: Search | None = None  # look for good starting noise before a group is drawn (Smart-GRPO); None: do not
 
     def __post_init__(self) -> None:
         if self.per_step < 1:
             raise ValueError(f"per_step must be at least 1, got {self.per_step}")
         if self.rows < 0:
             raise ValueError(f"rows must be 0 (draws all at once) or more, got {self.rows}")
+        if self.search and not isinstance(self.plan.at(0), LatentPlan):
+            raise ValueError("search: looks for starting noise, and a plan of tokens has none")
 
     def prompts_at(self, step: int, seed: int) -> Sequence[Prompt]:
         prompts = read_prompts(self.prompts)
@@ -46,14 +50,23 @@ class OnPolicy(Source):
     def evaluation(self) -> Plan:
         return self.plan.evaluation()
 
-    def draw(self, policy: Policy, step: int, seed: int, attempt: int = 0) -> Rollout:
-        plan = self.plan_at(step)
-        prompts = [prompt for prompt in self.prompts_at(step, seed) for _ in range(plan.group)]
+    def draw(self, policy: Policy, step: int, seed: int, attempt: int = 0, scorer: Scorer | None = None) -> Rollout:
+        plan, distinct = self.plan_at(step), self.prompts_at(step, seed)
+        prompts = [prompt for prompt in distinct for _ in range(plan.group)]
         b = len(prompts)
-        ids = tuple(range(attempt * b, (attempt + 1) * b))
+        noise = Noise(seed, step, tuple(range(attempt * b, (attempt + 1) * b)))
+        if self.search:
+            if scorer is None:
+                raise ValueError("source.on_policy.search: looks at rewards, and was given none")
+            assert isinstance(plan, LatentPlan)
+            key = replace(noise, stream=f"attempt {attempt}")
+            found = self.search(policy, distinct, plan, scorer, key, self.rows)
+            noise = noise.starting(*(part.repeat_interleave(plan.group, 0) for part in found))
         rows = max(self.rows // plan.together, 1) * plan.together if self.rows else b
-        chunks = [slice(start, min(start + rows, b)) for start in range(0, b, rows)]
-        drawn = concatenate([policy.sample(prompts[c], plan, Noise(seed, step, ids[c])) for c in chunks])
+        chunks = torch.arange(b).split(rows)
+        drawn = concatenate([policy.sample([prompts[i] for i in c.tolist()], plan, noise.of(c)) for c in chunks])
+        if self.search and drawn.evaluations is not None:
+            drawn = replace(drawn, evaluations=drawn.evaluations + self.search.evaluations / plan.group)
         # a policy numbers the groups of one chunk; a group that two chunks share is still one group
         group = torch.arange(b).div(plan.compared, rounding_mode="floor").to(drawn.group)
         return replace(drawn, group=group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,6 +43,10 @@ class FlowSDE(Transition):
         # x + dt v - sigma^2 dt score / 2 with the score written out
         mean = x * rows(1 - pull, x) - rows(h + pull * (1 - t), x) * velocity
         return mean, (sigma * h.sqrt()).to(x.dtype)
+
+    def louder(self, factor: float) -> FlowSDE:
+        """sigma_t times `factor`, and the marginals as they were (schedule depth of Dynamic-TreeRPO)."""
+        return replace(self, a=factor * self.a, floor=factor * self.floor)
 
     def _sigma(self, t: Tensor, s: Tensor) -> Tensor:
         if self.schedule == "constant":
