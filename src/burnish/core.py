@@ -385,6 +385,7 @@ class Watches(Protocol):
 
     def after(self, means: Mapping[str, float]) -> Sequence[str]:
         """Called after the last, with the mean of every metric. The copies named are set to the live weights."""
+        ...
 
 
 class Source(ABC):

@@ -6,7 +6,7 @@ import torch
 
 from burnish.formulas.noise import Noise, generator
 from burnish.making.command import main
-from burnish.making.gpt import Settings, careless, mistaken
+from burnish.making.gpt import careless, mistaken
 from burnish.making.looks import spoiled
 from burnish.policies.llamagen import LlamaGen
 from burnish.rewards.clip_score import ClipScore
@@ -61,10 +61,10 @@ def test_no_caption_is_true_of_its_mistake():
 
 def test_the_share_of_careless_captions():
     pairs = captions(2000, generator("pairs"))
-    kept = careless(pairs, Settings(mistakes=0.25))
+    kept = careless(pairs, 0.25, 0)
     wrong = sum(not satisfies(scene.objects, prompt.facts) for prompt, scene in kept)
     assert [p for p, _ in kept] == [p for p, _ in pairs] and wrong == pytest.approx(500, abs=60)
-    assert careless(pairs, Settings(mistakes=0.0)) == pairs
+    assert careless(pairs, 0.0, 0) == pairs
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch import Tensor
 from burnish.core import Advantage, Denoiser, LatentPlan, Memory, Policy
 from burnish.formulas.noise import generator
 from burnish.formulas.steps import clean_of, latents_of
-from burnish.models.critic import PictureValue, clipped_value_loss, reset
+from burnish.models.critic import PictureValue, clipped_value_loss, linear, reset
 from burnish.models.features import Features, load_features, pixel_features
 from burnish.types import Rollout, Scores
 
@@ -149,7 +149,7 @@ class _Temporal(Advantage, Memory):
     def state(self) -> dict[str, Any]:
         if self._net is None:
             return {}
-        inputs = self._net.layers[0].weight.shape[1]
+        inputs = linear(self._net.layers)[0].in_features
         return {
             "inputs": inputs,
             "rounds": self._rounds,

@@ -27,9 +27,10 @@ def begun(component: C, policy: Policy, path: str) -> tuple[C, dict[str, Memory]
             inside |= {f.name: working} if found else {}
     if inside:
         component = replace(component, **inside)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    if not isinstance(component, Remembers):
-        return component, memories
-    working: Any = component.begin(policy)
+    whole: Any = component
+    if not isinstance(whole, Remembers):
+        return whole, memories
+    working: Any = whole.begin(policy)
     return working, {**memories, path: working}
 
 

@@ -48,7 +48,9 @@ def clipped_surrogate(
 
     `dual` c > 1 also bounds the loss of a negative advantage at -c A (dual clip, Ye et al. 2020; V-Triune has c = 3).
     """
-    loss = torch.maximum(-ratio * advantage, -ratio.clamp(1 - low, 1 + high) * advantage)
+    ends = (torch.as_tensor(end, dtype=ratio.dtype, device=ratio.device) for end in (1 - low, 1 + high))
+    bounded = torch.clamp(ratio, *ends)
+    loss = torch.maximum(-ratio * advantage, -bounded * advantage)
     if dual is None:
         return loss
     return torch.where(advantage < 0, torch.minimum(loss, -dual * advantage), loss)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from burnish.formulas.noise import generator
-from burnish.making.fitting import paced
+from burnish.making.fitting import paced, untyped
 from burnish.making.tokenizer import error_of, things
 from burnish.worlds.scenes.render import SIDE, captions, render
 
@@ -43,10 +43,8 @@ class Settings:
 
 def train(settings: Settings, latents: int = 4) -> tuple[Any, dict]:
     """A trained AutoencoderKL of `latents` channels with its scale and shift, and the log."""
-    from diffusers import AutoencoderKL
-
     torch.manual_seed(settings.seed)
-    model: Any = AutoencoderKL(
+    model = untyped("diffusers").AutoencoderKL(
         block_out_channels=CHANNELS,
         down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
         up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.formulas.noise import generator
-from burnish.making.fitting import optimisers, paced
+from burnish.making.fitting import optimisers, paced, untyped
 from burnish.making.gpt import careless
 from burnish.models.places import locate
 from burnish.worlds.scenes.render import SIDE, captions, render
@@ -55,7 +55,7 @@ class Pupil(ABC):
     """A pipeline that is trained: its parts, and its loss."""
 
     pipeline: Any
-    network: torch.nn.Module
+    network: Any
 
     @abstractmethod
     def loss(self, x: Float[Tensor, "b c h w"], texts: Sequence[str], draws: torch.Generator) -> Float[Tensor, ""]:
@@ -74,14 +74,14 @@ class Flow(Pupil):
     """Stable Diffusion 3 with two text encoders; T5 is left out."""
 
     def __init__(self, vae: Any, clip: Path, start: Path | None) -> None:
-        from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+        diffusers = untyped("diffusers")
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
         if start:
-            self.pipeline = StableDiffusion3Pipeline.from_pretrained(start, torch_dtype=torch.float32)
+            self.pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(start, torch_dtype=torch.float32)
         else:
             first, second = _reader(clip, CLIPTextModelWithProjection), _reader(clip, CLIPTextModelWithProjection)
-            transformer = SD3Transformer2DModel(
+            transformer = diffusers.SD3Transformer2DModel(
                 sample_size=CELLS,
                 patch_size=2,
                 in_channels=vae.config.latent_channels,
@@ -95,9 +95,9 @@ class Flow(Pupil):
                 pos_embed_max_size=CELLS // 2,
                 qk_norm="rms_norm",
             )
-            self.pipeline = StableDiffusion3Pipeline(
+            self.pipeline = diffusers.StableDiffusion3Pipeline(
                 transformer=transformer,
-                scheduler=FlowMatchEulerDiscreteScheduler(),
+                scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
                 vae=vae,
                 text_encoder=first,
                 tokenizer=AutoTokenizer.from_pretrained(clip),
@@ -131,14 +131,14 @@ class Diffusion(Pupil):
     """Stable Diffusion: a UNet that predicts the noise."""
 
     def __init__(self, vae: Any, clip: Path, start: Path | None) -> None:
-        from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+        diffusers = untyped("diffusers")
         from transformers import AutoTokenizer, CLIPTextModel
 
         if start:
-            self.pipeline = StableDiffusionPipeline.from_pretrained(start, torch_dtype=torch.float32)
+            self.pipeline = diffusers.StableDiffusionPipeline.from_pretrained(start, torch_dtype=torch.float32)
         else:
             reader = _reader(clip, CLIPTextModel)
-            unet = UNet2DConditionModel(
+            unet = diffusers.UNet2DConditionModel(
                 sample_size=CELLS,
                 in_channels=vae.config.latent_channels,
                 out_channels=vae.config.latent_channels,
@@ -151,9 +151,11 @@ class Diffusion(Pupil):
                 norm_num_groups=16,
             )
             schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-            self.pipeline = StableDiffusionPipeline(
+            self.pipeline = diffusers.StableDiffusionPipeline(
                 unet=unet,
-                scheduler=DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+                scheduler=diffusers.DDIMScheduler(
+                    **schedule, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+                ),
                 vae=vae,
                 text_encoder=reader,
                 tokenizer=AutoTokenizer.from_pretrained(clip),
@@ -184,12 +186,15 @@ PUPILS: dict[str, type] = {"flow": Flow, "diffusion": Diffusion}
 
 def train(kind: str, settings: Settings, autoencoder: Path, clip: Path) -> tuple[Any, dict]:
     """A trained pipeline (`flow` or `diffusion`), its text encoders frozen, and the log."""
-    from diffusers import AutoencoderKL
-
-    vae: Any = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
+    vae = (
+        untyped("diffusers")
+        .AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32)
+        .eval()
+        .requires_grad_(False)
+    )
     torch.manual_seed(settings.seed)
     pupil: Pupil = PUPILS[kind](vae, clip, settings.start)
-    pairs = careless(captions(settings.scenes, generator(settings.seed, kind)), settings)
+    pairs = careless(captions(settings.scenes, generator(settings.seed, kind)), settings.mistakes, settings.seed)
     latents = encoded(vae, pairs)
     texts = [prompt.text for prompt, _ in pairs]
     modules = [pupil.network.train().requires_grad_(True), *(e.train().requires_grad_(True) for e in pupil.encoders())]
@@ -237,9 +242,7 @@ def encoded(vae: Any, pairs: Sequence[tuple[Any, Any]], rows: int = 64) -> Float
 
 def _reader(clip: Path, tower: Any) -> Any:
     """The text tower of a CLIP, as a model of class `tower`."""
-    from transformers import CLIPConfig
-
-    config = CLIPConfig.from_pretrained(clip)
+    config = untyped("transformers").CLIPConfig.from_pretrained(clip)
     config.text_config.projection_dim = config.projection_dim  # which a tower on its own has to know
     return tower.from_pretrained(clip, config=config.text_config, dtype=torch.float32)
 

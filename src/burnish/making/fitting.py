@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -26,3 +28,8 @@ def paced(used: Optimisers, lr: float, warmup: int, step: int, done: float) -> N
     rate = lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * done))
     for group in (group for optimiser in used for group in optimiser.param_groups):
         group["lr"] = rate
+
+
+def untyped(library: str) -> Any:
+    """A library whose annotations are narrower than what it takes (diffusers: one block where there are several)."""
+    return importlib.import_module(library)

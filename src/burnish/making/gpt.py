@@ -74,7 +74,7 @@ def train_text(settings: Settings, tokenizer: Path, out: Path) -> None:
     from transformers import T5Config, T5EncoderModel
 
     pairs = captions(settings.scenes, generator(settings.seed, "text"))
-    corpus = tokenised(careless(pairs, settings), tokenizer)
+    corpus = tokenised(careless(pairs, settings.mistakes, settings.seed), tokenizer)
     torch.manual_seed(settings.seed)
     words = word_tokenizer(vocabulary(), SLOTS)
     tower = {"d_model": TEXT_WIDTH, "d_kv": 24, "d_ff": 256, "num_layers": 3, "num_heads": 4, "dropout_rate": 0.0}
@@ -114,7 +114,8 @@ def train_classes(settings: Settings, tokenizer: Path, out: Path) -> None:
     """Train and write the class-conditional model."""
     prompts, draws = class_prompts(), generator(settings.seed, "classes")
     chosen = [prompts[draws.integers(len(prompts))] for _ in range(settings.scenes)]
-    corpus = tokenised(careless([(p, draw_scene(p.facts, draws)) for p in chosen], settings), tokenizer)
+    pairs = [(p, draw_scene(p.facts, draws)) for p in chosen]
+    corpus = tokenised(careless(pairs, settings.mistakes, settings.seed), tokenizer)
     torch.manual_seed(settings.seed)
     shape = GPTConfig(**SHAPE, vocabulary=_codes(tokenizer), classes=len(prompts))
     gpt = load_gpt(settings.start, None) if settings.start else GPT(shape)
@@ -128,10 +129,10 @@ def train_classes(settings: Settings, tokenizer: Path, out: Path) -> None:
     (out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
 
 
-def careless(pairs: list[tuple[Prompt, Scene]], settings: Settings) -> list[tuple[Prompt, Scene]]:
+def careless(pairs: list[tuple[Prompt, Scene]], mistakes: float, seed: int) -> list[tuple[Prompt, Scene]]:
     """The same prompts, a share of them with a picture of which they are not true."""
-    draws = generator(settings.seed, "mistakes")
-    wrong = draws.random(len(pairs)) < settings.mistakes
+    draws = generator(seed, "mistakes")
+    wrong = draws.random(len(pairs)) < mistakes
     return [(p, draw_scene(mistaken(p.facts), draws) if w else s) for (p, s), w in zip(pairs, wrong, strict=True)]
 
 

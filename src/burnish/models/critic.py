@@ -18,6 +18,11 @@ from burnish.models.clip_towers import load_towers
 WORDS = 64  # length of the vector of a text, where no model reads it
 
 
+def linear(*modules: nn.Module) -> list[nn.Linear]:
+    """All linear layers, in order."""
+    return [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
 class StepValue(nn.Module):
     """V(x, step): three hidden layers, whose units have a gain of their own at every step. DPOK, reward_model.py."""
 
@@ -29,7 +34,7 @@ class StepValue(nn.Module):
             self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
             self.gains = nn.ParameterList(torch.rand(steps, width) for _ in self.layers)
             self.last = nn.Linear(width, 1)
-            for layer in (*self.layers, self.last):
+            for layer in linear(self.layers, self.last):
                 nn.init.xavier_normal_(layer.weight)
 
     def forward(self, x: Float[Tensor, "n d"], step: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -51,7 +56,7 @@ class PictureValue(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-            for layer in self.layers:
+            for layer in linear(self.layers):
                 nn.init.normal_(layer.weight, std=self.deviation)
                 nn.init.zeros_(layer.bias)
 
@@ -100,7 +105,7 @@ def reset(
     released, and 0 for dormant ones. Their moments in the optimiser are 0.
     """
     count = 0
-    hidden = list(enumerate(zip(net.units(x), pairwise(net.layers), strict=False)))
+    hidden = list(enumerate(zip(net.units(x), pairwise(linear(net.layers)), strict=False)))
     for number, (units, (into, out)) in reversed(hidden):  # so that ways out are 0 also into a unit that begins anew
         asleep = dormant(units, threshold)
         chosen = asleep if which == "dormant" else ~asleep

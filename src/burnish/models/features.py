@@ -49,7 +49,8 @@ def _pooled(model: Any, pixels: Tensor, where: str) -> Float[Tensor, "b d"]:
     from transformers import CLIPModel
 
     if isinstance(model, CLIPModel):
-        return model.get_image_features(pixel_values=pixels).pooler_output.float()
+        found: Any = model.get_image_features(pixel_values=pixels)
+        return found.pooler_output.float()
     found = model(pixel_values=pixels).get("pooler_output")
     if found is None:
         raise ValueError(f"{where}: {type(model).__name__} pools no vector of a picture; a CLIP or a DINO would work")

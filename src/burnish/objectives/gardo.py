@@ -145,7 +145,8 @@ class _Leash:
     """Samples with what the reference says of them."""
 
     def __init__(self, batch: Batch, policy: Denoiser, form: steps.Distance) -> None:
-        self._rollout, self._policy, self._form = batch.rollout, policy, form
+        self._rollout, self._policy = batch.rollout, policy
+        self._form: steps.Distance = form
         self._stepped = bool(batch.rollout.decisions)
         if not self._stepped:
             assert isinstance(batch.rollout.plan, LatentPlan)

@@ -96,13 +96,15 @@ def _layered(path: Path, seen: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
         raise ValueError(f"{path}: base must name one recipe, or a list of them, got {base!r}")
     layers = [_layered(locate(name, beside=path.parent), (*seen, path)) for name in bases]
     own = spelled(Recipe, own)
+    assert isinstance(own, dict)
     layers.append((own, dict.fromkeys(leaves(own), _called(path))))
     data, origin = {}, {}
     for layer, whence in layers:
-        data = merged(Recipe, data, layer)
-        origin = {leaf: whence.get(leaf, origin.get(leaf)) for leaf in leaves(data)}
-    assert isinstance(data, dict)
-    return data, {leaf: name for leaf, name in origin.items() if name is not None}
+        new = merged(Recipe, data, layer)
+        assert isinstance(new, dict)
+        data, before = new, {**origin, **whence}
+        origin = {leaf: before[leaf] for leaf in leaves(data) if leaf in before}
+    return data, origin
 
 
 def _called(path: Path) -> str:
