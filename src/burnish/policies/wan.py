@@ -24,6 +24,7 @@ from burnish.formulas.guidance import guided
 from burnish.models.denoiser import DenoisingPolicy, Network
 from burnish.models.diffusers_parts import DTYPES, Folder, Precision, Texts, autocast
 from burnish.models.lora import Lora, adapt, adapters_off, merged
+from burnish.models.pipelines import check_length, check_rows, check_shift
 from burnish.models.places import fetch
 from burnish.types import Prompt
 
@@ -54,12 +55,9 @@ class Wan(PolicySpec):
     tiled_decode: bool = False  # decode in overlapping tiles of 256 pixels: less memory for large frames
 
     def __post_init__(self) -> None:
-        if not 1 <= self.text_length <= LONGEST:
-            raise ValueError(f"text_length must be from 1 to {LONGEST} tokens, got {self.text_length}")
-        if self.shift is not None and not self.shift > 0:
-            raise ValueError(f"shift must be above 0 (1 is none), got {self.shift}")
-        if self.decode_rows < 1:
-            raise ValueError(f"decode_rows must be at least 1, got {self.decode_rows}")
+        check_length(self.text_length, LONGEST)
+        check_shift(self.shift)
+        check_rows(self.decode_rows)
 
     def load(self, device: torch.device) -> DenoisingPolicy:
         """Read the weights. Raises ValueError for a folder that is no such pipeline, is cut short, or does not fit."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,13 +21,13 @@ from burnish.core import Evaluation, Policy, Scorer, Suite
 from burnish.draws import draw_all
 from burnish.formulas.frechet import coverage, frechet_distance, inception_score, moments
 from burnish.models.clip_towers import ClipTowers, load_towers
+from burnish.models.features import read_pictures
 from burnish.models.pixels import Pixels, in_chunks, read_pixels
 from burnish.prompts import named_function, read_prompts
 from burnish.types import Plan, Prompt
 
 WHERE = "suites.distribution"
 REFERENCE_SEED = 0  # the reference is the same whatever the run's seed
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,10 @@ def _reference(suite: Distribution) -> Float[Tensor, "m d"]:
             raise ValueError(f"{WHERE}.reference: {suite.reference} must return a tensor (n, 3, h, w), got {got}")
         parts: Iterator[Tensor] = iter(pictures.split(suite.rows))
     else:
-        parts = _opened(Path(suite.reference).expanduser())
+        folder = Path(suite.reference).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"{WHERE}.reference: {folder} is neither a folder of pictures nor module:function")
+        parts = read_pictures(suite.reference, f"{WHERE}.reference")
     found = torch.cat([_features(towers, pixels(part), suite.rows) for part in parts])
     if len(found) <= suite.neighbours:
         raise ValueError(
@@ -130,21 +132,3 @@ def _reference(suite: Distribution) -> Float[Tensor, "m d"]:
 
 def _made(name: str) -> Callable[[Sequence[Prompt], int], object]:
     return named_function(name, f"{WHERE}.reference")
-
-
-def _opened(folder: Path) -> Iterator[Float[Tensor, "1 3 h w"]]:
-    """The pictures of a folder, one by one, as they may differ in size. Raises ValueError for none, or a broken one."""
-    from PIL import Image, UnidentifiedImageError
-
-    if not folder.is_dir():
-        raise ValueError(f"{WHERE}.reference: {folder} is neither a folder of pictures nor module:function")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
-    if not paths:
-        raise ValueError(f"{WHERE}.reference: no picture in {folder} (looked for {', '.join(PICTURES)})")
-    for path in paths:
-        try:
-            with Image.open(path) as opened:
-                pixels = np.asarray(opened.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as problem:
-            raise ValueError(f"{WHERE}.reference: {path} is not a picture that can be read: {problem}") from problem
-        yield torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255

@@ -31,7 +31,7 @@ from burnish.types import Prompt
 from burnish.worlds.scenes.moving import APPROACHES, CATEGORIES, MOTIONS, captions, prompt, render_moving
 from burnish.worlds.scenes.read import read
 from burnish.worlds.scenes.render import Object
-from burnish.worlds.scenes.verify import Requirement, Verdicts, damaged, requirements, verify
+from burnish.worlds.scenes.verify import Requirement, Verdicts, damaged, print_table, requirements, verify
 
 WAY = 9.0  # pixels; drawn objects go 14 or more
 LEAN = 1.5  # the direction may be up to 34 degrees off; drawn ones are at most 8
@@ -178,13 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--damage", nargs="+", default=["none", "blur", "jpeg"], help="as verify.damaged has it")
     options = parser.parse_args(arguments)
     kinds = {how: partial(damaged, how=how, rng=generator(options.seed, how)) for how in options.damage}
-    tables = [accuracy(options.scenes, damage, options.seed) for damage in kinds.values()]
-    print(f"{'right, percent':16}" + "".join(f"{how:>9}" for how in kinds))
-    for name in tables[0][0]:
-        print(f"{name:16}" + "".join(f"{100 * table[name]:9.2f}" for table, _ in tables))
-    for how, (_, mistakes) in zip(kinds, tables, strict=True):
-        for line in mistakes[:5]:
-            print(f"{how}: {line}")
+    print_table({how: accuracy(options.scenes, damage, options.seed) for how, damage in kinds.items()})
 
 
 if __name__ == "__main__":

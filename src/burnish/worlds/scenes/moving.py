@@ -25,7 +25,7 @@ from torch import Tensor
 from burnish.types import Prompt
 from burnish.worlds.scenes import grammar
 from burnish.worlds.scenes.grammar import COLOURS, HELD_COLOURS, HELD_PAIRS, SHAPES, Split, required
-from burnish.worlds.scenes.render import BACKGROUNDS, GAP, SIDE, Object, Scene, render
+from burnish.worlds.scenes.render import BACKGROUNDS, GAP, SIDE, Object, Scene, paired, render
 
 FRAMES = 8  # of a video
 MOTIONS: Mapping[str, tuple[int, int]] = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}  # y is down
@@ -156,13 +156,7 @@ def captions(n: int, rng: np.random.Generator, split: Split = "all") -> list[tup
     if split not in ("train", "heldout", "all"):
         raise ValueError(f"moving prompts have no split {split!r}; choose train, heldout or all")
     prompts = {"train": train, "heldout": heldout, "all": everything}[split]()
-    kinds = [[p for p in prompts if p.facts["category"] == category] for category in CATEGORIES]
-    pairs = []
-    for _ in range(n):
-        kind = kinds[rng.integers(len(kinds))]
-        prompt = kind[rng.integers(len(kind))]
-        pairs.append((prompt, draw_moving(prompt.facts, rng)))
-    return pairs
+    return paired(n, prompts, CATEGORIES, draw_moving, rng)
 
 
 def render_moving(videos: Sequence[Moving]) -> Float[Tensor, "b 8 3 64 64"]:

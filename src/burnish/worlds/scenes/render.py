@@ -7,9 +7,9 @@ thousand scenes a second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from burnish.types import Prompt
 from burnish.worlds.scenes.grammar import CATEGORIES, COLOURS, SHAPES, Split, choose
 
+S = TypeVar("S")
 SIDE = 64  # pixels of a picture's side
 PATCH = 32  # pixels of the square that an object is painted in; the largest object fits with its soft edge
 GAP = 4  # pixels left free between the boxes of two objects, and at least two at the border
@@ -77,13 +78,23 @@ def captions(n: int, rng: np.random.Generator, split: Split = "all") -> list[tup
     The held-out combinations concern reinforcement learning, so a base model may be trained on `split="all"`. With
     "train", no *prompt* has a held-out combination; a colour that the prompt leaves open is still any colour.
     """
-    prompts = choose(split)
-    kinds = [[p for p in prompts if p.facts["category"] == category] for category in CATEGORIES]
+    return paired(n, choose(split), CATEGORIES, draw_scene, rng)
+
+
+def paired(
+    n: int,
+    prompts: Sequence[Prompt],
+    categories: Sequence[str],
+    draw: Callable[[Mapping[str, Any], np.random.Generator], S],
+    rng: np.random.Generator,
+) -> list[tuple[Prompt, S]]:
+    """`n` pairs of a prompt and what `draw` makes of its facts. The category is drawn first, then a prompt of it."""
+    kinds = [[p for p in prompts if p.facts["category"] == category] for category in categories]
     pairs = []
     for _ in range(n):
         kind = kinds[rng.integers(len(kinds))]
         prompt = kind[rng.integers(len(kind))]
-        pairs.append((prompt, draw_scene(prompt.facts, rng)))
+        pairs.append((prompt, draw(prompt.facts, rng)))
     return pairs
 
 

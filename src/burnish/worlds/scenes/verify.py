@@ -195,6 +195,16 @@ def accuracy(scenes: int, damage: Callable[[Tensor], Tensor], seed: int = 0) -> 
     return {name: float(np.mean(some)) if some else float("nan") for name, some in right.items()}, mistakes
 
 
+def print_table(tables: Mapping[str, tuple[Mapping[str, float], Sequence[str]]]) -> None:
+    """Print a table, one column a kind of damage: what share is right, and the first mistakes."""
+    print(f"{'right, percent':16}" + "".join(f"{how:>9}" for how in tables))
+    for name in next(iter(tables.values()))[0]:
+        print(f"{name:16}" + "".join(f"{100 * table[name]:9.2f}" for table, _ in tables.values()))
+    for how, (_, mistakes) in tables.items():
+        for line in mistakes[:5]:
+            print(f"{how}: {line}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: a table of `accuracy`, one column a kind of damage."""
     parser = argparse.ArgumentParser(prog="python -m burnish.worlds.scenes.verify", description=main.__doc__)
@@ -205,13 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds = {how: partial(damaged, how=how, rng=generator(options.seed, how)) for how in ("none", "blur", "jpeg")}
     if options.tokenizer:
         kinds["tokens"] = partial(reconstructed, tokenizer=options.tokenizer)
-    tables = [accuracy(options.scenes, damage, options.seed) for damage in kinds.values()]
-    print(f"{'right, percent':16}" + "".join(f"{how:>9}" for how in kinds))
-    for name in tables[0][0]:
-        print(f"{name:16}" + "".join(f"{100 * table[name]:9.2f}" for table, _ in tables))
-    for how, (_, mistakes) in zip(kinds, tables, strict=True):
-        for line in mistakes[:5]:
-            print(f"{how}: {line}")
+    print_table({how: accuracy(options.scenes, damage, options.seed) for how, damage in kinds.items()})
 
 
 if __name__ == "__main__":
