@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/python -m burnish.demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: lint fast
 

@@ -61,6 +61,7 @@ class Policy(ABC):
     """A distribution over pictures that can be drawn from, scored and changed."""
 
     plans: ClassVar[type[Plan]] = TokenPlan  # the plans that it can draw by
+    evaluations: int = 0  # states that a denoiser's network has been asked about so far; others do not count
 
     @abstractmethod
     def sample(self, prompts: Sequence[Prompt], plan: Plan, noise: Noise) -> Rollout:

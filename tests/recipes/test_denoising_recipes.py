@@ -96,6 +96,9 @@ def test_two_steps(name, pipelines, tmp_path):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     first, second = lines[1:]
     assert first["draw/samples"] == 2 * group and first["draw/evaluations"] > 0
+    assert first["update/evaluations"] > 0
+    if plan == "all_steps":  # every recorded step at least once, a share of them where a recipe trains a share
+        assert first["update/evaluations"] >= 0.5 * first["draw/evaluations"]
     assert first["update/grad_norm"] > 0 and second["update/grad_norm"] > 0
     if "update/law_gap" in first:
         assert first["update/law_gap"] < 1e-5

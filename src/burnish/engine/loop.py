@@ -83,10 +83,12 @@ class Run:
         drawn, metrics = self._draw(place, step)
         rollout = place.learner.annotate(drawn.rollout, recipe.advantage.reads_reference)
         batch = Batch(rollout, drawn.scores, place.advantage(drawn.scores, rollout), drawn.keep)
-        clock = time.perf_counter()
+        clock, before = time.perf_counter(), place.policy.evaluations
         metrics |= place.learner.update(place.objective, batch, place.scorer, step)
         metrics |= place.memories.metrics()
         metrics["update/seconds"] = time.perf_counter() - clock
+        if evaluations := place.policy.evaluations - before:
+            metrics["update/evaluations"] = float(evaluations)
         measures = {n: scored(rollout, scorer, f"measures.{n}", step) for n, scorer in place.measures.items()}
         for name, values in measures.items():
             metrics[f"measure/{name}_mean"] = _mean(values.total, values.valid)

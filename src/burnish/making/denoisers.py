@@ -49,6 +49,7 @@ class Settings:
     dropout: float = 0.1  # share of pictures whose prompt is left out
     mistakes: float = 0.0  # share of captions whose picture shows something else
     start: Path | None = None  # folder of an earlier training to go on from
+    compile: bool = False  # the network, by torch.compile: two minutes, then a fifth less of each step
 
 
 class Pupil(ABC):
@@ -198,6 +199,8 @@ def train(kind: str, settings: Settings, autoencoder: Path, clip: Path) -> tuple
     latents = encoded(vae, pairs)
     texts = [prompt.text for prompt, _ in pairs]
     modules = [pupil.network.train().requires_grad_(True), *(e.train().requires_grad_(True) for e in pupil.encoders())]
+    if settings.compile:
+        pupil.network.compile()
     weights = [weight for module in modules for weight in module.parameters()]
     used = optimisers(pupil.blocks(), weights, decay=0.01)
     draws = torch.Generator().manual_seed(settings.seed)
@@ -258,6 +261,7 @@ def main(kind: str, argv: list[str]) -> None:
     parser.add_argument("--start", type=Path, help="folder of an earlier training to go on from")
     parser.add_argument("--mistakes", type=float, default=Settings.mistakes, help="share of careless captions")
     parser.add_argument("--lr", type=float, default=Settings.lr)
+    parser.add_argument("--compile", action="store_true", help="compile the network (a C++ compiler is needed)")
     known = parser.parse_args(argv)
     fields = {name: value for name, value in vars(known).items() if name not in ("autoencoder", "clip", "out")}
     pipeline, log = train(kind, Settings(**fields), known.autoencoder, known.clip)

@@ -1,4 +1,4 @@
-"""What the trainings of the world share: the pace of the learning rate, and which weights Muon takes."""
+"""What the trainings of the world share: Muon, which weights it takes, and the pace of the learning rate."""
 
 from __future__ import annotations
 
@@ -8,17 +8,61 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 Optimisers = Sequence[torch.optim.Optimizer]
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024): the momentum of a matrix, orthogonalised, at the scale of AdamW's steps.
+
+    `torch.optim.Muon` multiplies in bfloat16, one matrix at a time: on a processor without such instructions that took
+    three quarters as long as the forward and backward pass together. This one keeps the weights' own precision and
+    takes all matrices of one shape at once: a quarter of the time. The step is torch's own
+    (`adjust_lr_fn="match_rms_adamw"`, Nesterov momentum, decay apart from the step), which a test holds it to.
+    """
+
+    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[torch.nn.Parameter]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    alike.setdefault(weight.shape, []).append(weight)
+            for shape, weights in alike.items():
+                ahead = []
+                for weight in weights:
+                    momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                    momentum.lerp_(weight.grad, 1 - group["momentum"])
+                    ahead.append(weight.grad.lerp(momentum, group["momentum"]))
+                scale = group["lr"] * 0.2 * math.sqrt(max(shape))
+                for weight, change in zip(weights, orthogonal(torch.stack(ahead)), strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change, alpha=scale)
+
+
+def orthogonal(matrices: Float[Tensor, "n rows columns"], rounds: int = 5) -> Float[Tensor, "n rows columns"]:
+    """Matrices whose singular values are near 1 and whose singular vectors stay: Newton-Schulz of fifth order."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(rounds):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
 def optimisers(blocks: torch.nn.Module, weights: Iterable[torch.nn.Parameter], decay: float) -> Optimisers:
-    """Muon (Jordan et al. 2024) for the matrices inside `blocks`, AdamW for other `weights`. `paced` sets the rate."""
+    """Muon for the matrices inside `blocks`, AdamW for other `weights`. `paced` sets the rate."""
     hidden = [weight for weight in blocks.parameters() if weight.dim() == 2]
     inner = {id(weight) for weight in hidden}
     rest = [weight for weight in weights if id(weight) not in inner]
     return (
-        torch.optim.Muon(hidden, lr=1e-3, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        Muon(hidden, lr=1e-3, weight_decay=decay),
         torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.95), weight_decay=decay),
     )
 

@@ -144,8 +144,12 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         """Velocities of all samples, computed once for those that share their state."""
         leaders, inverse = leader.unique(return_inverse=True)
         at = torch.full((len(leaders),), float(t), dtype=torch.float32, device=x.device)
-        v = self.network.velocity(x[leaders], at, taken(conditions, rows[leaders]), guidance)
-        return v[inverse]
+        return self._velocity(x[leaders], at, conditions, rows[leaders], guidance)[inverse]
+
+    def _velocity(self, x: Tensor, t: Tensor, conditions: Any, rows: Tensor, guidance: float) -> Tensor:
+        """Velocities where `conditions` are those of the distinct prompts, and `rows` says whose prompt is which."""
+        self.evaluations += len(x)
+        return self.network.velocity(x, t, taken(conditions, rows), guidance)
 
     def _pictures(self, latents: Tensor) -> Tensor:
         return torch.cat([self.network.decode(some).clamp(0, 1) for some in latents.split(self._decode_rows)])
@@ -161,8 +165,8 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         x, time = steps.before.flatten(0, 1), steps.time.flatten(0, 1)
         rows, distinct = distinct_prompts(rollout.prompts)
         sample = torch.div(where, k, rounding_mode="floor")
-        conditions = taken(self.network.conditions(distinct), rows[sample.cpu()])
-        v = self.network.velocity(x[where], time[where, 0].float(), conditions, plan.guidance)[inverse]
+        conditions, t = self.network.conditions(distinct), time[where, 0].float()
+        v = self._velocity(x[where], t, conditions, rows[sample.cpu()], plan.guidance)[inverse]
         mean, std = plan.move(x, v, time[:, 0], time[:, 1], steps.step.flatten())
         logp = plan.transition.logp(steps.after.flatten(0, 1), mean, std)
         return Steps(logp.view(b, k), mean.view_as(steps.mean), std.view(b, k), v.view_as(steps.mean))
@@ -174,7 +178,7 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         self, x: Float[Tensor, "n *d"], t: Float[Tensor, " n"], prompts: Sequence[Prompt], guidance: float = 1.0
     ) -> Float[Tensor, "n *d"]:
         rows, distinct = distinct_prompts(prompts)
-        return self.network.velocity(x, t, taken(self.network.conditions(distinct), rows), guidance)
+        return self._velocity(x, t, self.network.conditions(distinct), rows, guidance)
 
     def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *f c h w"]:
         return self.network.decode(latents)

@@ -1,0 +1,240 @@
+"""The scoreboard: every method for denoisers on the embedded world, at equal network evaluations and equal wall time.
+
+    python benchmarks/scoreboard.py run --seeds 0 1 2            # all of scenes/, into runs/scoreboard, 2 at a time
+    python benchmarks/scoreboard.py run flow_grpo cps            # some
+    python benchmarks/scoreboard.py table                        # docs/ideas/scoreboard.md
+
+A run gets as many steps as spend `--budget` evaluations of the network: states drawn through, and states that an
+update asks about, the reference's and older weights' too. A first run of one step tells what a step costs. Seconds are
+those of drawing, scoring and updating, without loading and evaluations; `--jobs` runs share the machine at a time.
+What a run came to is kept in docs/evidence/scoreboard.json: a table can be gone on with on another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from burnish.formulas.statistics import paired_difference
+
+RUNS, KEPT, TABLE = Path("runs/scoreboard"), Path("docs/evidence/scoreboard.json"), Path("docs/ideas/scoreboard.md")
+SUITE = "heldout"
+LOCK = threading.Lock()
+
+
+def methods() -> list[str]:
+    """Recipes of the embedded world whose policy is a denoiser."""
+    from burnish.core import LatentPlan
+    from burnish.recipe import read
+
+    names = [name for name, _ in read.shipped() if name.startswith("scenes/")]
+    return [name for name in names if isinstance(read.read(name).source.plan_at(1), LatentPlan)]
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def train(folder: Path, name: str, overrides: list[str], threads: int) -> float:
+    """One run, as a user would start it. Returns its largest memory, in MiB. Raises RuntimeError if it fails."""
+    resumed = ["--resume"] if (folder / "recipe.yaml").exists() else []
+    command = [sys.executable, "-m", "burnish", "train", name, *overrides, "--folder", str(folder), *resumed]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_suffix(".log")
+    with log.open("w") as out:
+        actions = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1), (os.POSIX_SPAWN_DUP2, out.fileno(), 2)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        child = os.posix_spawn(command[0], command, environment, file_actions=actions)
+        _, status, used = os.wait4(child, 0)
+    if status:
+        raise RuntimeError(f"{name} failed; see {log}")
+    return used.ru_maxrss / 1024
+
+
+def cost(name: str, threads: int) -> float:
+    """Evaluations of a training step, by making one."""
+    folder = RUNS / f"{name.partition('/')[2]}-cost"
+    if not (folder / "summary.json").exists():
+        train(folder, name, ["steps=1", f"suites.{SUITE}=null"], threads)
+    return spent(lines(folder)[-1])
+
+
+def run(name: str, seed: int, budget: float, threads: int) -> None:
+    """A run of the whole budget, and what it came to."""
+    key, folder = f"{name}/{seed}", RUNS / f"{name.partition('/')[2]}-{seed}"
+    if key in read_kept():
+        return
+    steps = max(3, round(budget / cost(name, threads)))
+    every = math.ceil(steps / 3)
+    overrides = [f"seed={seed}", f"steps={steps}", f"evaluate_every={every}", f"checkpoint_every={steps}"]
+    memory = train(folder, name, overrides, threads)
+    found = {**result(folder), "memory": round(memory), "distance": round(distance(folder, name), 4)}
+    with LOCK:
+        KEPT.write_text(json.dumps({**read_kept(), key: found}, indent=1) + "\n")
+    print(f"{key}: {found['curve'][0]['verified']:.3f} -> {found['curve'][-1]['verified']:.3f}", flush=True)
+
+
+def read_kept() -> dict[str, Any]:
+    return json.loads(KEPT.read_text()) if KEPT.exists() else {}
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def spent(line: dict[str, Any]) -> float:
+    return line.get("draw/evaluations", 0.0) + line.get("update/evaluations", 0.0)
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """What a finished run came to: how success grew, and its two passes sample by sample."""
+    evaluations = seconds = 0.0
+    curve = []
+    for line in lines(folder):
+        evaluations += spent(line)
+        seconds += sum(line.get(f"{stage}/seconds", 0.0) for stage in ("draw", "score", "update"))
+        if f"eval/{SUITE}_verified" in line:
+            point = {what: line[f"eval/{SUITE}_{what}"] for what in ("verified", "reward", "diversity")}
+            curve.append({"step": line["step"], "evaluations": evaluations, "seconds": round(seconds, 1), **point})
+    passes = [np.load(folder / "evaluations" / f"{SUITE}-{curve[i]['step']:06d}.npz") for i in (0, -1)]
+    asked = json.loads((folder / "evaluations" / f"{SUITE}-000000.json").read_text())["prompts"]
+    before, after = ("".join(str(int(bit)) for bit in values["verified"]) for values in passes)
+    facts, around = (json.loads((folder / file).read_text()) for file in ("summary.json", "environment.json"))
+    trained = facts["suites"][SUITE]["reward"]
+    return {
+        "curve": curve,
+        "before": before,
+        "after": after,
+        "per_prompt": asked.count(asked[0]),
+        "reward": {name: trained[name] for name in ("difference", "ci_low", "ci_high")},
+        **{name: around[name] for name in ("commit", "cpu", "torch")},
+    }
+
+
+def distance(folder: Path, name: str, count: int = 64, steps: int = 8) -> float:
+    """How far a tuned model is from its base: E |v - v_0|^2 / E |v_0|^2 along the base's own draws."""
+    import torch
+
+    from burnish.cli.runs import open_model
+    from burnish.formulas.noise import Noise
+    from burnish.worlds.scenes.grammar import heldout
+
+    base, tuned = open_model(name).policy, open_model(str(folder)).policy
+    prompts, noise = heldout(count, 0), Noise(0, 0, tuple(range(count)), "distance")
+    times = base.times(steps)
+    x = base.network.start(noise.normal(base.network.shape, "start"), steps)
+    far = size = 0.0
+    with torch.no_grad():
+        for t, s in pairwise(times):
+            at = torch.full((count,), float(t))
+            v, other = (policy.velocity(x, at, prompts) for policy in (base, tuned))
+            far, size = far + float((other - v).square().mean()), size + float(v.square().mean())
+            x = x + float(s - t) * v
+    return far / size
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def at(curve: list[dict[str, float]], what: str, where: float) -> float:
+    """Success where `what` (evaluations or seconds) had come to `where`: between two passes, in proportion."""
+    return float(np.interp(where, [p[what] for p in curve], [p["verified"] for p in curve]))
+
+
+def table(kept: dict[str, Any]) -> str:
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for key, facts in sorted(kept.items()):
+        by_method.setdefault(key.rpartition("/")[0], []).append(facts)
+    runs = [facts for found in by_method.values() for facts in found]
+    quickest = min(facts["curve"][-1]["seconds"] for facts in runs)
+    cheapest = min(facts["curve"][-1]["evaluations"] for facts in runs)
+    rows = []
+    for name, found in by_method.items():
+        gain, low, high = pooled(found)
+        each = [facts["curve"][-1]["verified"] - facts["curve"][0]["verified"] for facts in found]
+        soon = statistics.fmean(at(f["curve"], "seconds", quickest) - f["curve"][0]["verified"] for f in found)
+        last = [facts["curve"][-1] for facts in found]
+        trained = [facts["reward"]["difference"] for facts in found]
+        rows.append(
+            (
+                gain,
+                soon,
+                [
+                    f"`{name}`",
+                    f"{100 * statistics.fmean(f['curve'][0]['verified'] for f in found):.1f}",
+                    f"**{100 * gain:+.1f}** ({100 * low:+.1f}..{100 * high:+.1f})",
+                    ", ".join(f"{100 * value:+.1f}" for value in each),
+                    f"{100 * soon:+.1f}",
+                    ", ".join(f"{value:+.3f}" for value in trained),
+                    f"{statistics.fmean(f['curve'][0]['diversity'] for f in found):.3f}"
+                    f" -> {statistics.fmean(p['diversity'] for p in last):.3f}",
+                    f"{statistics.fmean(facts['distance'] for facts in found):.4f}",
+                    f"{statistics.fmean(p['step'] for p in last):.0f}",
+                    f"{statistics.fmean(p['evaluations'] for p in last) / 1000:.1f}",
+                    f"{statistics.fmean(p['seconds'] for p in last):.0f}",
+                    f"{max(facts['memory'] for facts in found)}",
+                ],
+            )
+        )
+    sooner = {row[2][0]: place for place, row in enumerate(sorted(rows, key=lambda row: -row[1]), 1)}
+    head = ["rank", "recipe", "before, %", "gain, points (95 %)", "each seed", f"gain in {quickest:.0f} s (rank)"]
+    head += ["trained reward, each seed", "diversity", "distance", "steps", "evaluations, k", "s", "MiB"]
+    text = ["# Scoreboard", "", " ".join(INTRODUCTION.split()).format(cheapest / 1000, quickest), ""]
+    text += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for place, (_, _, cells) in enumerate(sorted(rows, key=lambda row: -row[0]), 1):
+        cells[4] += f" ({sooner[cells[0]]})"
+        text.append(f"| {place} | {' | '.join(cells)} |")
+    return "\n".join(text) + "\n"
+
+
+INTRODUCTION = """Made by `python benchmarks/scoreboard.py run --seeds 0 1 2` and `table`. Verified success of 300
+samples of held-out prompts, before and after the same number of network evaluations ({:.1f} thousand or a step more),
+with the 95 % paired interval over all seeds, clustered by prompt; then the gain when {:.0f} seconds had been spent,
+between two passes in proportion. Trained reward: what the recipe optimises, which is the truth itself but where it says
+clip_score. Diversity is that of two samples of a prompt; distance is E |v - v_0|^2 / E |v_0|^2 along the base's draws.
+Models of Stable Diffusion's and of Stable Diffusion 3's format begin from different success: compare within one
+kind."""
+
+
+def pooled(found: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Mean gain over seeds, and its interval."""
+    before, after = ([int(bit) for facts in found for bit in facts[side]] for side in ("before", "after"))
+    prompt = np.concatenate([np.arange(len(facts["before"])) // facts["per_prompt"] for facts in found])
+    interval = paired_difference(np.array(before, float), np.array(after, float), prompt)
+    return interval.mean, interval.low, interval.high
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    runner = commands.add_parser("run")
+    runner.add_argument("names", nargs="*", help="without scenes/; all if none is named")
+    runner.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    runner.add_argument("--budget", type=float, default=30_000, help="network evaluations of a run")
+    runner.add_argument("--jobs", type=int, default=2)
+    runner.add_argument("--threads", type=int, default=1, help="of each job")
+    commands.add_parser("table")
+    known = parser.parse_args()
+    if known.command == "table":
+        TABLE.write_text(table(read_kept()))
+        return
+    names = [f"scenes/{name}" for name in known.names] or methods()
+    with ThreadPoolExecutor(known.jobs) as jobs:
+        pairs = [(name, seed) for seed in known.seeds for name in names]
+        for done in [jobs.submit(run, name, seed, known.budget, known.threads) for name, seed in pairs]:
+            if trouble := done.exception():
+                print(f"{type(trouble).__name__}: {trouble}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
