@@ -102,6 +102,25 @@ def test_bfloat16_leaves_a_gap_that_is_small(tiny):
     assert 0 < (exact.final - rollout.final).abs().mean() < far * exact.final.abs().mean()
 
 
+def test_beside_frozen_weights_in_bfloat16_adapters_are_float32(tiny):
+    policy, p = tiny(precision="bf16", lora=Lora(4, 8)).load(CPU), prompts()
+    adapters = dict(policy.parameters())
+    frozen = [w for name, w in trained(policy).named_parameters() if name not in adapters]
+    assert frozen and all(weight.dtype == torch.bfloat16 for weight in frozen)
+    nudged(policy)
+    rollout = policy.sample(p, PLANS["sde"], noise(len(p)))
+    logp = policy.logp(rollout)
+    assert (logp - rollout.logp).abs().max() < 1e-2
+    logp.sum().backward()
+    assert all(weight.dtype == torch.float32 for weight in adapters.values())
+    assert any(weight.grad is not None and weight.grad.any() for weight in adapters.values())
+    exact = tiny(lora=Lora(4, 8)).load(CPU)
+    nudged(exact)
+    near = exact.sample(p, PLANS["sde"], noise(len(p))).final
+    far = 0.5 if policy.network.name in ROUND_THE_TIME else 0.25  # biases and norms are rounded too
+    assert (near - rollout.final).abs().mean() < far * near.abs().mean()
+
+
 def test_guidance_mixes_velocities(policy):
     p = prompts(each=1)
     x, t = noise(3).normal((4, 8, 8)), torch.tensor([0.9, 0.5, 0.1])

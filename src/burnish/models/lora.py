@@ -42,6 +42,9 @@ def adapt(
         init_lora_weights=True if start == "kaiming" else "gaussian",
     )
     inject_adapter_in_model(config, module)
+    for weight in module.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()  # beside frozen weights in bfloat16, adapters are float32 all the same
 
 
 @contextmanager

@@ -82,10 +82,9 @@ class PipelineNetwork(Network, Generic[S]):
         parts: dict[str, Any] = {**dict.fromkeys(left_out), **{name: folder.needed(name) for name in whole}}
         for name in self.encoders:
             if name not in left_out:
-                dtype = torch.float32 if name == self.taught else DTYPES[spec.precision]
-                parts[name] = folder.needed(name, dtype).to(device)
+                parts[name] = folder.needed(name, self._kept(name)).to(device)
         parts["vae"] = folder.needed("vae", torch.float32).to(device)
-        self.model = parts[self.part] = folder.needed(self.part, torch.float32).to(device)
+        self.model = parts[self.part] = folder.needed(self.part, self._kept(self.part)).to(device)
         self.learner = parts[self.taught]
         self.decoder = Decoder(parts["vae"], spec.decode_precision, spec.tiled_decode)
         channels, patch = self.grain()
@@ -95,6 +94,10 @@ class PipelineNetwork(Network, Generic[S]):
         self.texts = Texts(self.encode, device)
         self._nothing: tuple[Tensor, ...] | None = None  # what no prompt looks like, once it is asked for
         self._train()
+
+    def _kept(self, part: str) -> torch.dtype:
+        """The weights' own precision: float32 where they are trained, that of the arithmetic where they are frozen."""
+        return torch.float32 if part == self.taught and not self.spec.lora else DTYPES[self.spec.precision]
 
     def _check_scheduler(self) -> None:
         kind = self.folder.kind("scheduler")

@@ -81,7 +81,8 @@ class WanNetwork(Network):
             "text_encoder": folder.needed("text_encoder", DTYPES[spec.precision]).to(device),
         }
         vae = folder.needed("vae", torch.float32).to(device)
-        self.transformer = folder.needed("transformer", torch.float32).to(device)
+        kept = DTYPES[spec.precision] if spec.lora else torch.float32  # frozen under adapters, trained without
+        self.transformer = folder.needed("transformer", kept).to(device)
         self._decoder = VideoDecoder(vae, spec.decode_precision, spec.tiled_decode)
         self.shape = self._shape()
         self._pipeline = folder.assembled(transformer=self.transformer, vae=vae, **parts)
