@@ -44,10 +44,11 @@ def test_latents_have_the_deviation_that_the_config_promises(vae):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "spec"), [("flow", SD3), ("diffusion", SD)])
 def test_a_moment_of_training_makes_a_pipeline(kind, spec, tmp_path):
-    asked = ["--autoencoder", str(AUTOENCODER), "--seconds", "0.5", "--scenes", "64", "--out", str(tmp_path / kind)]
-    main([kind, *asked])
+    asked = [kind, "--autoencoder", str(AUTOENCODER), "--seconds", "0.5", "--scenes", "64"]
+    main([*asked, "--out", str(tmp_path / "taught")])
+    main([*asked, "--out", str(tmp_path / "finished"), "--start", str(tmp_path / "taught"), "--mistakes", "0.5"])
     extra = {"t5": False, "text_length": 1} if kind == "flow" else {}
-    policy = spec(str(tmp_path / kind), pixels=64, **extra).load(CPU)
+    policy = spec(str(tmp_path / "finished"), pixels=64, **extra).load(CPU)
     rollout = policy.sample(heldout(2), LatentPlan(steps=2), Noise(0, 0, (0, 1)))
     assert rollout.media.shape == (2, 3, 64, 64) and rollout.media.isfinite().all()
 

@@ -79,7 +79,9 @@ class Flow(Pupil):
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
         if start:
-            self.pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(start, torch_dtype=torch.float32)
+            self.pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(
+                start, text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
+            )
         else:
             first, second = _reader(clip, CLIPTextModelWithProjection), _reader(clip, CLIPTextModelWithProjection)
             transformer = diffusers.SD3Transformer2DModel(
