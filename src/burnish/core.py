@@ -177,11 +177,13 @@ class LatentPlan(Plan):
     transition: Transition | None = None  # of the steps drawn at random
     transitions: tuple[Transition, ...] = ()  # one for each of `stochastic`, where they differ; (): `transition` of all
     solver: Solver = "euler"  # of the others: first order, or DPM-Solver++ of second order over two steps
+    finish: Solver | None = None  # of those after the last step drawn at random; None: `solver`
     shared_start: bool = False  # samples of a group start from one noise
     forks: tuple[tuple[int, int], ...] = ()  # (step, children): before that step every branch of a group divides
     branches: tuple[int, ...] = ()  # steps drawn at random by samples of their own; excludes forks and stochastic
     stored: Literal["fp32", "bf16"] = "fp32"  # states are rounded to this before anything is computed from them
     waypoint: int | None = None  # the state that this step begins with is kept in the rollout; None: no state is
+    way: tuple[int, ...] = ()  # states, 0 (noise) to `steps` (picture), that are gone through; (): all
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,6 +195,8 @@ class LatentPlan(Plan):
                 raise ValueError(f"{name}: each step once, in order, from 0 to {self.steps - 1}; got {list(steps)}")
         if self.waypoint is not None and not 0 <= self.waypoint < self.steps:
             raise ValueError(f"waypoint must be a step from 0 to {self.steps - 1}, got {self.waypoint}")
+        if self.way:
+            self._check_way()
         if any(children < 1 for _, children in self.forks):
             raise ValueError(f"forks: a branch needs one child at least, got {self.forks}")
         if not set(forked) <= set(self.stochastic):
@@ -215,6 +219,21 @@ class LatentPlan(Plan):
         leaves = math.prod(children for _, children in self.forks)
         if self.forks and self.group % leaves:
             raise ValueError(f"group: {self.group} is not a multiple of the {leaves} leaves of a tree")
+
+    def _check_way(self) -> None:
+        """A step drawn at random has the times of the whole grid: objectives need not ask which were skipped."""
+        whole = max((*self.stochastic, *self.branches), default=-1) + 2
+        if (
+            self.way[:whole] != tuple(range(whole))
+            or self.way[-1] != self.steps
+            or sorted(set(self.way)) != [*self.way]
+        ):
+            raise ValueError(
+                f"way: states in order, from 0 to {self.steps}, none skipped before {whole - 1}, where the last step "
+                f"drawn at random ends; got {list(self.way)}"
+            )
+        if self.waypoint is not None and self.waypoint not in self.way:
+            raise ValueError(f"waypoint: step {self.waypoint} is not on the way {list(self.way)}")
 
     def move(
         self,

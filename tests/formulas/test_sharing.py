@@ -79,17 +79,27 @@ def test_leaders_are_consistent(leader, drawn):
 
 
 def test_evaluations_of_independent_samples_are_the_steps():
-    assert sharing.evaluations(sharing.tree(3, 4, (0,), (), False)[0]).tolist() == [4, 4, 4]
+    assert sharing.evaluations(sharing.tree(3, 4, (0,), (), False)[0], sharing.visited(3, 4, ())).tolist() == [4, 4, 4]
 
 
 def test_evaluations_of_a_tree_by_hand():
     """One at the first state, two at the second and third, shared by four leaves: 1/4 + 1/2 + 1/2 each."""
     leader, _ = sharing.tree(4, 3, (0, 1, 2), ((0, 2), (2, 2)), False)
-    assert sharing.evaluations(leader).tolist() == [1.25] * 4
+    assert sharing.evaluations(leader, sharing.visited(4, 3, ())).tolist() == [1.25] * 4
 
 
 def test_evaluations_of_a_star_by_hand():
     """The path has 3 states; samples 0 and 1 are alone for the last two, and sample 2 and 3 are never."""
     leader, _ = sharing.star(4, 3, (0, 2))
-    assert sharing.evaluations(leader).tolist() == [2.25, 2.25, 1.25, 1.25]
-    assert sharing.evaluations(leader).sum() == 3 + 2 + 2
+    found = sharing.evaluations(leader, sharing.visited(4, 3, ()))
+    assert found.tolist() == [2.25, 2.25, 1.25, 1.25] and found.sum() == 3 + 2 + 2
+
+
+def test_a_way_that_skips_states_by_hand():
+    """0, 1, 2, 5, 6 of 6: nothing is evaluated at 3 and 4, and the step from 2 ends at 5. Two part at state 1."""
+    seen = sharing.visited(2, 6, (0, 1, 2, 5, 6))
+    assert seen.tolist() == [[True, True, True, False, False, True, True]] * 2
+    assert sharing.ends(seen).tolist() == [[1, 2, 5, 5, 5, 6]] * 2
+    leader, _ = sharing.tree(2, 6, (0,), (), True)
+    assert sharing.evaluations(leader, seen).tolist() == [0.5 + 1 + 1 + 1] * 2
+    assert sharing.ends(sharing.visited(1, 3, ())).tolist() == [[1, 2, 3]]

@@ -118,6 +118,8 @@ def test_a_wrong_recipe_names_the_place(data, sentence):
     (lambda: Window(SDE, stride=0), "stride must be at least 1"),
     (lambda: Window(SDE, dwell=0), "dwell must be at least 1 training step"),
     (lambda: Window(SDE, rate=-0.1), "rate must be 0"),
+    (lambda: Window(SDE, compression=0.0), "compression must be above 0 and at most 1"),
+    (lambda: Window(SDE, compression=1.5), "compression must be above 0 and at most 1"),
     (lambda: Window(SDE, until=25), "until must be from 1 to 24, or 0 for all steps but the last, got 25"),
     (lambda: SingleBranch(SDE, at_once=10), "at_once must be from 1 to 9, or 0 for all 9 steps, got 10"),
     (lambda: SingleBranch(SDE, at_once=-1), "at_once must be from 1 to 9"),
@@ -144,6 +146,11 @@ def test_a_wrong_recipe_names_the_place(data, sentence):
     (lambda: Truncated(high=50), "low and high must be steps from 0 to 49"),
     (lambda: Truncated(mean=50.0), "mean must be from 0 to 49"),
     (lambda: Truncated(deviation=-1.0), "deviation must be 0 or more"),
+    (lambda: LatentPlan(steps=4, stochastic=(1,), transition=SDE, way=(0, 1, 3, 4)), "way: states in order, from 0"),
+    (lambda: LatentPlan(steps=4, branches=(0,), group=1, transition=SDE, way=(0, 2, 4)), "none skipped before 1"),
+    (lambda: LatentPlan(steps=4, way=(0, 2, 3)), "way: states in order, from 0 to 4"),
+    (lambda: LatentPlan(steps=4, way=(0, 3, 2, 4)), "way: states in order, from 0 to 4"),
+    (lambda: LatentPlan(steps=4, way=(0, 2, 4), waypoint=3), "waypoint: step 3 is not on the way"),
     (lambda: LatentPlan(steps=4, waypoint=4), "waypoint must be a step from 0 to 3, got 4"),
 ])  # fmt: skip
 def test_wrong_settings(make, sentence):
@@ -237,6 +244,25 @@ def test_outside_the_window_samples_of_one_start_move_as_one():
     assert steps(rollout).step[0].tolist() == [1, 2]
     assert (steps(rollout).before[:4, 0] == steps(rollout).before[0, 0]).all()
     assert rollout.evaluations.sum() == pytest.approx(2 * (2 + 4 * 4))
+
+
+def test_mixgrpo_flash_takes_as_many_evaluations_as_the_paper_says():
+    """Table 1: 16 in the mean over 300 training steps, and 8 where the window stays at the first steps."""
+    flash, first_steps = Window(SDE, compression=0.4), Window(SDE, compression=0.2, until=4)
+    counts = [len(flash.at(step).way) - 1 for step in range(1, 301)]
+    assert counts[0] == 4 + 8 and counts[-1] == 11 + 4 + 4 and round(sum(counts) / 300) == 16
+    assert {len(first_steps.at(step).way) - 1 for step in range(1, 301)} == {8}
+    assert first_steps.at(300).stochastic == (0, 1, 2, 3) and first_steps.at(300).way == (0, 1, 2, 3, 4, 9, 15, 20, 25)
+    assert flash.at(1).finish == "dpm2" and flash.at(1).solver == "euler" and flash.evaluation().way == ()
+    assert max(max(flash.at(step).stochastic) for step in range(1, 600)) == 23 and flash.at(501).way[-2:] == (24, 25)
+
+
+def test_a_compressed_window_draws_with_fewer_evaluations():
+    """Of 9 steps: one shared, one for each of 4 at state 1, and three (2.8) for the seven that were left."""
+    planner = Window(SDE, group=4, steps=9, width=2, compression=0.4)
+    assert planner.at(1).way == (0, 1, 2, 4, 7, 9)
+    assert drawn(planner.at(1)).evaluations.sum() == pytest.approx(2 * (1 + 4 * 4))
+    assert drawn(replace(planner, compression=1.0).at(1)).evaluations.sum() == pytest.approx(2 * (1 + 4 * 8))
 
 
 # --- single branches --------------------------------------------------------------------------------------------------
@@ -418,6 +444,13 @@ def test_a_stage_lasts_as_long_as_it_says():
 def test_fading_as_mixgrpo_releases_it(start, length):
     """25, 25, 25 e^-0.1 = 22.6, 25 e^-0.7 = 12.4, nearly 0."""
     assert windows.fading(25, start, 0.1, 13) == length
+
+
+def test_a_compressed_grid_by_hand():
+    """0.2 x 21 = 4.2: four steps of 5.25; 0.5 x 3 = 1.5: two; and never none."""
+    assert windows.compressed(25, 4, 0.2) == (4, 9, 15, 20, 25)
+    assert windows.compressed(6, 3, 0.5) == (3, 5, 6) and windows.compressed(25, 24, 0.1) == (24, 25)
+    assert windows.compressed(6, 2, 1.0) == (2, 3, 4, 5, 6)
 
 
 def test_shares_are_rounded_down():

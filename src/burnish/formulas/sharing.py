@@ -1,7 +1,7 @@
 """Which samples of a draw share a part of their way, so that it is computed once.
 
 States are numbered from 0, the starting noise, to `steps`, the picture. `leader[i, j]` is one of the samples that have
-the same state j as sample i. Independent samples lead themselves everywhere.
+the same state j as sample i. Independent samples lead themselves everywhere. A sample may skip states.
 """
 
 from __future__ import annotations
@@ -55,10 +55,24 @@ def star(group: int, steps: int, branches: Sequence[int]) -> tuple[Int[Tensor, "
     return leader, torch.arange(steps) == leaves_at
 
 
-def evaluations(leader: Int[Tensor, "b s"]) -> Tensor:
+def visited(group: int, steps: int, way: Sequence[int]) -> Bool[Tensor, "g s"]:
+    """visited[i, j]: sample i of a group goes through state j. () is a way through all states."""
+    seen = torch.zeros(group, steps + 1, dtype=torch.bool)
+    seen[:, list(way or range(steps + 1))] = True
+    return seen
+
+
+def ends(seen: Bool[Tensor, "b s"]) -> Int[Tensor, "b t"]:
+    """Where a step from each state ends: the next one that is visited."""
+    last = seen.shape[1] - 1
+    later = torch.where(seen, torch.arange(last + 1), last)
+    return later.flip(1).cummin(1).values.flip(1)[:, 1:]
+
+
+def evaluations(leader: Int[Tensor, "b s"], seen: Bool[Tensor, "b s"]) -> Tensor:
     """Network evaluations that each sample stands for, (b); one that n samples share counts 1/n for each of them."""
     total = torch.zeros(len(leader))
-    for column in leader[:, :-1].T:
-        _, inverse, count = column.unique(return_inverse=True, return_counts=True)
-        total += 1 / count[inverse]
+    for column, here in zip(leader[:, :-1].T, seen[:, :-1].T, strict=True):
+        _, inverse, count = column[here].unique(return_inverse=True, return_counts=True)
+        total[here] += 1 / count[inverse]
     return total
