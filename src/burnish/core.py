@@ -183,7 +183,9 @@ class LatentPlan(Plan):
     branches: tuple[int, ...] = ()  # steps drawn at random by samples of their own; excludes forks and stochastic
     stored: Literal["fp32", "bf16"] = "fp32"  # states are rounded to this before anything is computed from them
     waypoint: int | None = None  # the state that this step begins with is kept in the rollout; None: no state is
-    way: tuple[int, ...] = ()  # states, 0 (noise) to `steps` (picture), that are gone through; (): all
+    # Ways through states, 0 (noise) to `steps` (picture); others are skipped. (): one, through all. Several only of
+    # branches: samples that leave by one are finished on each of its ways, and are samples of the group each time
+    ways: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,8 +197,8 @@ class LatentPlan(Plan):
                 raise ValueError(f"{name}: each step once, in order, from 0 to {self.steps - 1}; got {list(steps)}")
         if self.waypoint is not None and not 0 <= self.waypoint < self.steps:
             raise ValueError(f"waypoint must be a step from 0 to {self.steps - 1}, got {self.waypoint}")
-        if self.way:
-            self._check_way()
+        if self.ways:
+            self._check_ways()
         if any(children < 1 for _, children in self.forks):
             raise ValueError(f"forks: a branch needs one child at least, got {self.forks}")
         if not set(forked) <= set(self.stochastic):
@@ -220,20 +222,23 @@ class LatentPlan(Plan):
         if self.forks and self.group % leaves:
             raise ValueError(f"group: {self.group} is not a multiple of the {leaves} leaves of a tree")
 
-    def _check_way(self) -> None:
+    def _check_ways(self) -> None:
         """A step drawn at random has the times of the whole grid: objectives need not ask which were skipped."""
-        whole = max((*self.stochastic, *self.branches), default=-1) + 2
-        if (
-            self.way[:whole] != tuple(range(whole))
-            or self.way[-1] != self.steps
-            or sorted(set(self.way)) != [*self.way]
-        ):
-            raise ValueError(
-                f"way: states in order, from 0 to {self.steps}, none skipped before {whole - 1}, where the last step "
-                f"drawn at random ends; got {list(self.way)}"
-            )
-        if self.waypoint is not None and self.waypoint not in self.way:
-            raise ValueError(f"waypoint: step {self.waypoint} is not on the way {list(self.way)}")
+        count, branches = len(self.ways), len(self.branches)
+        if count > 1 and (not branches or count % branches):
+            raise ValueError(f"ways: {count} for {branches} branches; one, or equally many for each branch")
+        if self.group % count:
+            raise ValueError(f"group: {self.group} samples cannot take {count} ways in equal numbers")
+        for number, way in enumerate(self.ways):
+            random = self.branches[number * branches // count :][:1] if count > 1 else self.branches or self.stochastic
+            whole = max(random, default=-1) + 2
+            if way[:whole] != tuple(range(whole)) or way[-1] != self.steps or sorted(set(way)) != [*way]:
+                raise ValueError(
+                    f"ways: states in order, from 0 to {self.steps}, none skipped before {whole - 1}, where the last "
+                    f"step drawn at random ends; got {list(way)}"
+                )
+            if self.waypoint is not None and self.waypoint not in way:
+                raise ValueError(f"waypoint: step {self.waypoint} is not on the way {list(way)}")
 
     def move(
         self,
@@ -262,7 +267,7 @@ class LatentPlan(Plan):
 
     @property
     def compared(self) -> int:
-        return self.group // max(1, len(self.branches))
+        return self.group // max(1, len(self.branches), len(self.ways))
 
     @property
     def together(self) -> int:

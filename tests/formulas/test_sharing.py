@@ -61,10 +61,30 @@ def test_branches_may_be_named_in_any_order():
     assert drawn.tolist() == [[False, False, True]] * 2 + [[True, False, False]] * 2
 
 
+FINE_AND_COARSE = ((0, 1, 2, 3, 4), (0, 1, 2, 4))
+
+
+def test_a_star_on_two_grids_by_hand():
+    """Samples 2 and 3 are 0 and 1 again, on a grid without state 3: they are the same until there."""
+    leader, drawn = sharing.star(4, 4, (0,), FINE_AND_COARSE)
+    assert leader.T.tolist() == [[0, 0, 0, 0], [0, 1, 0, 1], [0, 1, 0, 1], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert drawn.tolist() == [[True, False, False, False]] * 4
+    seen = sharing.visited(4, 4, FINE_AND_COARSE)
+    assert seen[:, 3].tolist() == [True, True, False, False]
+    assert sharing.ends(seen).tolist() == [[1, 2, 3, 4]] * 2 + [[1, 2, 4, 4]] * 2
+    assert sharing.evaluations(leader, seen).tolist() == [0.25 + 0.5 + 0.5 + 1] * 2 + [0.25 + 0.5 + 0.5] * 2
+
+
+def test_two_branches_on_two_grids_by_hand():
+    leader, _ = sharing.star(4, 4, (0, 1), (*FINE_AND_COARSE, (0, 1, 2, 3, 4), (0, 1, 2, 3, 4)))
+    assert leader.T.tolist() == [[2, 2, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2], [0, 1, 2, 2], [0, 1, 2, 2]]
+
+
 @pytest.mark.parametrize("leader, drawn", [
     sharing.tree(8, 6, (0, 1, 2, 3, 4), ((0, 2), (2, 2), (4, 2)), False),
     sharing.tree(8, 6, (1, 2, 3), (), True),
     sharing.star(8, 6, (0, 1, 3, 4)),
+    sharing.star(8, 6, (0, 3), ((0, 1, 2, 3, 6), (0, 1, 4, 6), (0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 4, 6))),
 ])  # fmt: skip
 def test_leaders_are_consistent(leader, drawn):
     """A leader leads itself, those who part never meet again, and all who share a state move alike."""
@@ -97,7 +117,7 @@ def test_evaluations_of_a_star_by_hand():
 
 def test_a_way_that_skips_states_by_hand():
     """0, 1, 2, 5, 6 of 6: nothing is evaluated at 3 and 4, and the step from 2 ends at 5. Two part at state 1."""
-    seen = sharing.visited(2, 6, (0, 1, 2, 5, 6))
+    seen = sharing.visited(2, 6, [(0, 1, 2, 5, 6)])
     assert seen.tolist() == [[True, True, True, False, False, True, True]] * 2
     assert sharing.ends(seen).tolist() == [[1, 2, 5, 5, 5, 6]] * 2
     leader, _ = sharing.tree(2, 6, (0,), (), True)

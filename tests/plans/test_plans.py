@@ -146,11 +146,16 @@ def test_a_wrong_recipe_names_the_place(data, sentence):
     (lambda: Truncated(high=50), "low and high must be steps from 0 to 49"),
     (lambda: Truncated(mean=50.0), "mean must be from 0 to 49"),
     (lambda: Truncated(deviation=-1.0), "deviation must be 0 or more"),
-    (lambda: LatentPlan(steps=4, stochastic=(1,), transition=SDE, way=(0, 1, 3, 4)), "way: states in order, from 0"),
-    (lambda: LatentPlan(steps=4, branches=(0,), group=1, transition=SDE, way=(0, 2, 4)), "none skipped before 1"),
-    (lambda: LatentPlan(steps=4, way=(0, 2, 3)), "way: states in order, from 0 to 4"),
-    (lambda: LatentPlan(steps=4, way=(0, 3, 2, 4)), "way: states in order, from 0 to 4"),
-    (lambda: LatentPlan(steps=4, way=(0, 2, 4), waypoint=3), "waypoint: step 3 is not on the way"),
+    (lambda: LatentPlan(steps=4, stochastic=(1,), transition=SDE, ways=((0, 1, 3, 4),)), "ways: states in order"),
+    (lambda: LatentPlan(steps=4, branches=(0,), group=1, transition=SDE, ways=((0, 2, 4),)), "none skipped before 1"),
+    (lambda: LatentPlan(steps=4, ways=((0, 2, 3),)), "ways: states in order, from 0 to 4"),
+    (lambda: LatentPlan(steps=4, ways=((0, 3, 2, 4),)), "ways: states in order, from 0 to 4"),
+    (lambda: LatentPlan(steps=4, ways=((0, 4), (0, 2, 4))), "ways: 2 for 0 branches; one, or equally many"),
+    (lambda: SingleBranch(SDE, group=6, strides=(1, 2, 3, 4)), "group: 6 samples cannot take 4 ways in equal numbers"),
+    (lambda: SingleBranch(SDE, strides=()), "strides must be one number from 1 on or more"),
+    (lambda: SingleBranch(SDE, strides=(2, 1)), "each once and in order"),
+    (lambda: SingleBranch(SDE, strides=(0, 1)), "strides must be one number from 1 on or more"),
+    (lambda: LatentPlan(steps=4, ways=((0, 2, 4),), waypoint=3), "waypoint: step 3 is not on the way"),
     (lambda: LatentPlan(steps=4, waypoint=4), "waypoint must be a step from 0 to 3, got 4"),
 ])  # fmt: skip
 def test_wrong_settings(make, sentence):
@@ -249,18 +254,23 @@ def test_outside_the_window_samples_of_one_start_move_as_one():
 def test_mixgrpo_flash_takes_as_many_evaluations_as_the_paper_says():
     """Table 1: 16 in the mean over 300 training steps, and 8 where the window stays at the first steps."""
     flash, first_steps = Window(SDE, compression=0.4), Window(SDE, compression=0.2, until=4)
-    counts = [len(flash.at(step).way) - 1 for step in range(1, 301)]
+    counts = [len(flash.at(step).ways[0]) - 1 for step in range(1, 301)]
     assert counts[0] == 4 + 8 and counts[-1] == 11 + 4 + 4 and round(sum(counts) / 300) == 16
-    assert {len(first_steps.at(step).way) - 1 for step in range(1, 301)} == {8}
-    assert first_steps.at(300).stochastic == (0, 1, 2, 3) and first_steps.at(300).way == (0, 1, 2, 3, 4, 9, 15, 20, 25)
-    assert flash.at(1).finish == "dpm2" and flash.at(1).solver == "euler" and flash.evaluation().way == ()
-    assert max(max(flash.at(step).stochastic) for step in range(1, 600)) == 23 and flash.at(501).way[-2:] == (24, 25)
+    assert {len(first_steps.at(step).ways[0]) - 1 for step in range(1, 301)} == {8}
+    assert first_steps.at(300).stochastic == (0, 1, 2, 3) and first_steps.at(1).ways == (
+        (0, 1, 2, 3, 4, 9, 15, 20, 25),
+    )
+    assert flash.at(1).finish == "dpm2" and flash.at(1).solver == "euler" and flash.evaluation().ways == ()
+    assert max(max(flash.at(step).stochastic) for step in range(1, 600)) == 23 and flash.at(501).ways[0][-2:] == (
+        24,
+        25,
+    )
 
 
 def test_a_compressed_window_draws_with_fewer_evaluations():
     """Of 9 steps: one shared, one for each of 4 at state 1, and three (2.8) for the seven that were left."""
     planner = Window(SDE, group=4, steps=9, width=2, compression=0.4)
-    assert planner.at(1).way == (0, 1, 2, 4, 7, 9)
+    assert planner.at(1).ways == ((0, 1, 2, 4, 7, 9),)
     assert drawn(planner.at(1)).evaluations.sum() == pytest.approx(2 * (1 + 4 * 4))
     assert drawn(replace(planner, compression=1.0).at(1)).evaluations.sum() == pytest.approx(2 * (1 + 4 * 8))
 
@@ -282,6 +292,31 @@ def test_tempflow_takes_all_steps_at_once():
 def test_g2rpo_takes_the_first_eight_of_sixteen():
     planner = SingleBranch(SDE, group=12, steps=16, until=8)
     assert [planner.at(step).branches for step in range(1, 10)] == [(k,) for k in (*range(8), 0)]
+
+
+def test_g2rpo_finishes_every_sample_on_a_fine_and_a_coarse_grid():
+    """Of the path state 0; of two samples 1 and 2 for both grids, 3, 4 and 5 on the fine one, 4 on the coarse."""
+    planner = SingleBranch(SDE, group=4, steps=6, until=3, strides=(1, 2))
+    assert planner.at(1).ways == ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 4, 6)) and planner.at(1).compared == 2
+    assert SingleBranch(SDE, group=4, steps=6, until=3).at(1).ways == ()
+    rollout = drawn(planner.at(1))
+    assert rollout.evaluations.sum() == pytest.approx(2 * (1 + 2 * 2 + 2 * 3 + 2 * 1))
+    assert rollout.group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and len(steps(rollout).node.unique()) == 4
+    policy = ToyFlow().load(torch.device("cpu"))
+    torch.testing.assert_close(policy.logp(rollout), rollout.logp, atol=1e-6, rtol=1e-6)
+    assert policy.network.evaluations == 2  # one serves all that leave by the step
+
+
+def test_a_coarse_grid_that_misses_the_picture_ends_in_what_was_expected():
+    """From state 3 of 6 every second one would be 5: the picture is that expected at 3."""
+    plan = SingleBranch(SDE, group=4, steps=6, until=3, strides=(1, 2)).at(2)
+    assert plan.ways == ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 6))
+    rollout, policy = drawn(plan), ToyFlow().load(torch.device("cpu"))
+    x = steps(rollout).after[:, 0]
+    x = x - policy.velocity(x, torch.full((8,), 4 / 6), rollout.prompts) / 6
+    coarse = torch.tensor([2, 3, 6, 7])
+    expected = (x - policy.velocity(x, torch.full((8,), 0.5), rollout.prompts) / 2)[coarse]
+    torch.testing.assert_close(rollout.final[coarse], expected.detach())
 
 
 # invariant (b)
@@ -451,6 +486,13 @@ def test_a_compressed_grid_by_hand():
     assert windows.compressed(25, 4, 0.2) == (4, 9, 15, 20, 25)
     assert windows.compressed(6, 3, 0.5) == (3, 5, 6) and windows.compressed(25, 24, 0.1) == (24, 25)
     assert windows.compressed(6, 2, 1.0) == (2, 3, 4, 5, 6)
+
+
+def test_strides_by_hand():
+    assert windows.strided(16, 0, 2) == (0, *range(1, 3), *range(4, 17, 2))
+    assert windows.strided(16, 1, 2) == (0, 1, 2, 3, 5, 7, 9, 11, 13, 16)
+    assert windows.strided(6, 4, 3) == (0, 1, 2, 3, 4, 5, 6) and windows.strided(6, 3, 3) == (0, 1, 2, 3, 4, 6)
+    assert windows.strided(6, 0, 1) == (0, 1, 2, 3, 4, 5, 6)
 
 
 def test_shares_are_rounded_down():

@@ -54,6 +54,15 @@ def compressed(steps: int, begin: int, share: float) -> tuple[int, ...]:
     return tuple(begin + (2 * i * left + number) // (2 * number) for i in range(number + 1))
 
 
+def strided(steps: int, branch: int, stride: int) -> tuple[int, ...]:
+    """States of a draw that leaves its path in step `branch`: all to the end of the next one, then every `stride`-th.
+
+    G2RPO, arXiv:2510.01982, as its released code does. Where the last of them is not the picture, the picture is what
+    was expected in the one before: the step from there ends in it.
+    """
+    return (*range(branch + 2), *list(range(branch + 2, steps + 1, stride))[:-1], steps)
+
+
 def fading(length: int, start: int, rate: float, threshold: int) -> int:
     """Training steps spent on the window at `start`: ceil(length e^(-rate relu(start - threshold))).
 

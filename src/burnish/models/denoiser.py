@@ -223,13 +223,13 @@ class _Course:
 
 def _course(plan: LatentPlan, b: int) -> _Course:
     if plan.branches:
-        leader, drawn = sharing.star(plan.group, plan.steps, plan.branches)
+        leader, drawn = sharing.star(plan.group, plan.steps, plan.branches, plan.ways)
     else:
         leader, drawn = sharing.tree(plan.together, plan.steps, plan.stochastic, plan.forks, plan.shared_start)
     count = b // plan.together
     offset = torch.arange(b).div(plan.together, rounding_mode="floor").unsqueeze(1) * plan.together
     leader, drawn = leader.repeat(count, 1) + offset, drawn.repeat(count, 1)
-    seen = sharing.visited(plan.together, plan.steps, plan.way).repeat(count, 1)
+    seen = sharing.visited(plan.together, plan.steps, plan.ways).repeat(count, 1)
     recorded = torch.zeros_like(drawn)
     recorded[:, list(plan.learned)] = drawn[:, list(plan.learned)]
     curved = torch.full_like(drawn, plan.solver == "dpm2")

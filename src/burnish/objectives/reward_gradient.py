@@ -94,7 +94,7 @@ class RewardGradient(Objective[Denoiser]):
         assert isinstance(plan, LatentPlan)
         if "dpm2" in (plan.solver, plan.finish) and len(plan.stochastic) < plan.steps - 1:
             raise ValueError("objective.reward_gradient: differentiates steps of plan.solver euler, not dpm2")
-        if plan.way:
+        if plan.ways:
             raise ValueError("objective.reward_gradient: draws every step again, and this plan skips some")
         if self.last == 0 and plan.waypoint is None:
             raise ValueError(

@@ -66,7 +66,7 @@ class Window(Planner):
             transition=self.transition,
             solver=self.solver,
             finish="dpm2" if flash else None,
-            way=(*range(end), *compressed(self.steps, end, self.compression)) if flash else (),
+            ways=((*range(end), *compressed(self.steps, end, self.compression)),) if flash else (),
             shared_start=self.shared_start,
             stored=self.stored,
         )
