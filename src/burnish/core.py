@@ -174,6 +174,7 @@ class LatentPlan(Plan):
     steps: int = 10  # network evaluations from noise to picture
     stochastic: tuple[int, ...] = ()  # steps drawn at random, counted from 0, the noisiest; the others follow the ODE
     trained: tuple[int, ...] | None = None  # of these, the ones to learn from; None: all
+    trained_each: int | None = None  # of those, how many each sample has, of its own; None: all
     transition: Transition | None = None  # of the steps drawn at random
     transitions: tuple[Transition, ...] = ()  # one for each of `stochastic`, where they differ; (): `transition` of all
     solver: Solver = "euler"  # of the others: first order, or DPM-Solver++ of second order over two steps
@@ -214,6 +215,11 @@ class LatentPlan(Plan):
             raise ValueError(
                 f"trained steps {self.trained} are not all drawn at random (stochastic: {self.stochastic})"
             )
+        if self.trained_each is not None:
+            if self.branches or self.forks:
+                raise ValueError("trained_each: samples that share steps are learned from by the same ones")
+            if not 1 <= self.trained_each <= len(self.learned):
+                raise ValueError(f"trained_each must be from 1 to {len(self.learned)}, got {self.trained_each}")
         if self.branches and (self.forks or self.stochastic):
             raise ValueError("branches leave a deterministic path: no forks and no other stochastic steps beside them")
         if self.branches and self.group % len(self.branches):
@@ -262,7 +268,7 @@ class LatentPlan(Plan):
 
     @property
     def learned(self) -> tuple[int, ...]:
-        """Steps whose decisions are recorded."""
+        """Steps whose decisions are recorded, of all samples or of some."""
         return self.branches or (self.stochastic if self.trained is None else self.trained)
 
     @property

@@ -29,6 +29,7 @@ TRANSITIONS = [DDIM(), FlowSDE(), CPS(), CPS(density=True), DPMpp(), Consistency
 ALONE = LatentPlan(group=4, steps=6, stochastic=(0, 1, 2, 3, 4), transition=DDIM(), guidance=1.5)
 WINDOW = LatentPlan(group=4, steps=6, stochastic=(2, 3), transition=FlowSDE(), shared_start=True)
 SOME = replace(ALONE, trained=(1, 4))
+OWN = replace(ALONE, trained_each=2, shared_start=True)
 TREE = LatentPlan(
     group=8, steps=6, stochastic=(0, 1, 2, 3, 4), transition=FlowSDE(), forks=((0, 2), (2, 2), (4, 2)), solver="dpm2"
 )
@@ -42,7 +43,7 @@ GRIDS = LatentPlan(
 )  # fmt: skip
 PLANS = {
     "alone": ALONE, "window": WINDOW, "some": SOME, "tree": TREE, "forest": FOREST, "sparse": SPARSE, "star": STAR,
-    "flash": FLASH, "grids": GRIDS,
+    "flash": FLASH, "grids": GRIDS, "own": OWN,
 }  # fmt: skip
 
 every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)

@@ -156,6 +156,8 @@ def test_a_wrong_recipe_names_the_place(data, sentence):
     (lambda: SingleBranch(SDE, strides=(2, 1)), "each once and in order"),
     (lambda: SingleBranch(SDE, strides=(0, 1)), "strides must be one number from 1 on or more"),
     (lambda: LatentPlan(steps=4, ways=((0, 2, 4),), waypoint=3), "waypoint: step 3 is not on the way"),
+    (lambda: LatentPlan(steps=4, stochastic=(0, 1), transition=SDE, trained_each=3), "trained_each must be from"),
+    (lambda: LatentPlan(group=1, steps=4, branches=(0,), transition=SDE, trained_each=1), "trained_each: samples that"),
     (lambda: LatentPlan(steps=4, waypoint=4), "waypoint must be a step from 0 to 3, got 4"),
 ])  # fmt: skip
 def test_wrong_settings(make, sentence):
@@ -173,16 +175,36 @@ def test_all_steps_but_the_last_are_drawn_and_learned_from():
 
 
 def test_a_share_is_learned_from():
-    planner = AllSteps(SDE, steps=16, train_share=0.6)
-    trained, others = ([p.at(step).trained for step in range(1, 200)] for p in (planner, replace(planner, seed=1)))
-    assert planner.at(1).stochastic == tuple(range(15)) and all(len(set(some)) == 9 for some in trained)
-    counts = torch.bincount(torch.tensor(trained).flatten(), minlength=15)
-    assert (counts / len(trained) - 0.6).abs().max() < 0.15  # every step has its turn
-    assert trained != others
+    """DanceGRPO: nine of fifteen, other ones of every sample."""
+    plan = AllSteps(SDE, group=100, steps=16, train_share=0.6).at(1)
+    assert plan.stochastic == plan.learned == tuple(range(15)) and plan.trained is None
+    rollout = drawn(plan)
+    chosen = steps(rollout).step
+    assert chosen.shape == (200, 9) and all(row == sorted(set(row)) for row in chosen.tolist())
+    counts = torch.bincount(chosen.flatten(), minlength=15)
+    assert (counts / 200 - 0.6).abs().max() < 0.15  # every step has its turn
+    assert len(set(map(tuple, chosen.tolist()))) > 190
+    assert rollout.evaluations.tolist() == [16] * 200 and torch.equal(steps(drawn(plan)).step, chosen)
+
+
+def test_a_share_is_of_what_all_steps_record():
+    """The same draw, less of it kept; and the choice of a sample is its own in any company."""
+    plan = AllSteps(SDE, group=3, steps=6, train_share=0.4).at(1)
+    some, whole = drawn(plan), drawn(replace(plan, trained_each=None))
+    assert torch.equal(some.final, whole.final)
+    for name in ("before", "after", "logp", "time", "node"):
+        every = getattr(steps(whole), name)
+        assert torch.equal(getattr(steps(some), name), torch.stack([r[c] for r, c in zip(every, steps(some).step)]))
+    policy = ToyFlow().load(torch.device("cpu"))
+    alone = policy.sample(asked(3)[4:5], replace(plan, group=1), Noise(0, 1, (4,)))
+    assert torch.equal(steps(alone).step, steps(some).step[4:5])
+    before = policy.network.evaluations
+    torch.testing.assert_close(policy.logp(some), some.logp, atol=1e-6, rtol=1e-6)
+    assert policy.network.evaluations - before == 6 * 2  # two of five steps of each
 
 
 def test_a_share_too_small_for_a_step_is_one_step():
-    assert len(AllSteps(SDE, train_share=0.01).at(1).trained) == 1
+    assert AllSteps(SDE, train_share=0.01).at(1).trained_each == 1 and AllSteps(SDE).at(1).trained_each is None
 
 
 def test_a_consistency_model_is_looked_at_with_noise():
@@ -496,8 +518,8 @@ def test_strides_by_hand():
 
 
 def test_shares_are_rounded_down():
-    assert len(windows.share_of(range(100), 0.29, "test")) == 29  # 0.29 x 100 is 28.999999999999996
-    assert [len(windows.share_of(range(10), share, "test")) for share in (0.7, 0.69, 1.0, 0.01)] == [7, 6, 10, 1]
+    assert windows.part_of(100, 0.29) == 29  # 0.29 x 100 is 28.999999999999996
+    assert [windows.part_of(10, share) for share in (0.7, 0.69, 1.0, 0.01)] == [7, 6, 10, 1]
 
 
 def test_growing_is_even():

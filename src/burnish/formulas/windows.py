@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from burnish.formulas.noise import generator
-
 
 def drawable(steps: int, until: int = 0) -> int:
     """How many steps, from the first on, may be drawn at random: those before `until`; with 0 all but the last.
@@ -71,10 +69,9 @@ def fading(length: int, start: int, rate: float, threshold: int) -> int:
     return max(1, math.ceil(length * math.exp(-rate * max(0, start - threshold))))
 
 
-def share_of(steps: Sequence[int], share: float, *key: object) -> tuple[int, ...]:
-    """A random part of `steps`, in their order: `share` of them rounded down, and at least one. The key chooses."""
-    number = max(1, math.floor(share * len(steps) + 1e-9))  # 0.29 x 100 is 29
-    return tuple(sorted(int(step) for step in generator(*key).choice(steps, number, replace=False)))
+def part_of(count: int, share: float) -> int:
+    """`share` of `count` steps, rounded down, and at least one."""
+    return max(1, math.floor(share * count + 1e-9))  # 0.29 x 100 is 29
 
 
 def in_turn(count: int, number: int, step: int) -> tuple[int, ...]:

@@ -82,7 +82,7 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         b, device = len(prompts), self.network.device
         if b % plan.together:
             raise ValueError(f"{b} samples cannot be drawn by a plan that draws {plan.together} together")
-        course = _course(plan, b)
+        course = _course(plan, noise)
         leader = course.leader
         rows, distinct = distinct_prompts(prompts)
         conditions = self.network.conditions(distinct)
@@ -221,7 +221,8 @@ class _Course:
     curved: Bool[Tensor, "b t"]  # if it is not: by the solver of second order
 
 
-def _course(plan: LatentPlan, b: int) -> _Course:
+def _course(plan: LatentPlan, noise: Noise) -> _Course:
+    b = len(noise.ids)
     if plan.branches:
         leader, drawn = sharing.star(plan.group, plan.steps, plan.branches, plan.ways)
     else:
@@ -232,6 +233,9 @@ def _course(plan: LatentPlan, b: int) -> _Course:
     seen = sharing.visited(plan.together, plan.steps, plan.ways).repeat(count, 1)
     recorded = torch.zeros_like(drawn)
     recorded[:, list(plan.learned)] = drawn[:, list(plan.learned)]
+    if plan.trained_each is not None:
+        chance = torch.where(recorded, noise.uniform(plan.steps, "trained"), torch.inf)
+        recorded &= chance.argsort(1).argsort(1) < plan.trained_each
     curved = torch.full_like(drawn, plan.solver == "dpm2")
     if plan.finish:
         curved[drawn.flip(1).cumsum(1).flip(1) == 0] = plan.finish == "dpm2"
