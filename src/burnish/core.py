@@ -174,14 +174,19 @@ class LatentPlan(Plan):
     steps: int = 10  # network evaluations from noise to picture
     stochastic: tuple[int, ...] = ()  # steps drawn at random, counted from 0, the noisiest; the others follow the ODE
     trained: tuple[int, ...] | None = None  # of these, the ones to learn from; None: all
+    trained_each: int | None = None  # of those, how many each sample has, of its own; None: all
     transition: Transition | None = None  # of the steps drawn at random
     transitions: tuple[Transition, ...] = ()  # one for each of `stochastic`, where they differ; (): `transition` of all
     solver: Solver = "euler"  # of the others: first order, or DPM-Solver++ of second order over two steps
+    finish: Solver | None = None  # of those after the last step drawn at random; None: `solver`
     shared_start: bool = False  # samples of a group start from one noise
     forks: tuple[tuple[int, int], ...] = ()  # (step, children): before that step every branch of a group divides
     branches: tuple[int, ...] = ()  # steps drawn at random by samples of their own; excludes forks and stochastic
     stored: Literal["fp32", "bf16"] = "fp32"  # states are rounded to this before anything is computed from them
     waypoint: int | None = None  # the state that this step begins with is kept in the rollout; None: no state is
+    # Ways through states, 0 (noise) to `steps` (picture); others are skipped. (): one, through all. Several only of
+    # branches: samples that leave by one are finished on each of its ways, and are samples of the group each time
+    ways: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,6 +198,8 @@ class LatentPlan(Plan):
                 raise ValueError(f"{name}: each step once, in order, from 0 to {self.steps - 1}; got {list(steps)}")
         if self.waypoint is not None and not 0 <= self.waypoint < self.steps:
             raise ValueError(f"waypoint must be a step from 0 to {self.steps - 1}, got {self.waypoint}")
+        if self.ways:
+            self._check_ways()
         if any(children < 1 for _, children in self.forks):
             raise ValueError(f"forks: a branch needs one child at least, got {self.forks}")
         if not set(forked) <= set(self.stochastic):
@@ -208,6 +215,11 @@ class LatentPlan(Plan):
             raise ValueError(
                 f"trained steps {self.trained} are not all drawn at random (stochastic: {self.stochastic})"
             )
+        if self.trained_each is not None:
+            if self.branches or self.forks:
+                raise ValueError("trained_each: samples that share steps are learned from by the same ones")
+            if not 1 <= self.trained_each <= len(self.learned):
+                raise ValueError(f"trained_each must be from 1 to {len(self.learned)}, got {self.trained_each}")
         if self.branches and (self.forks or self.stochastic):
             raise ValueError("branches leave a deterministic path: no forks and no other stochastic steps beside them")
         if self.branches and self.group % len(self.branches):
@@ -215,6 +227,24 @@ class LatentPlan(Plan):
         leaves = math.prod(children for _, children in self.forks)
         if self.forks and self.group % leaves:
             raise ValueError(f"group: {self.group} is not a multiple of the {leaves} leaves of a tree")
+
+    def _check_ways(self) -> None:
+        """A step drawn at random has the times of the whole grid: objectives need not ask which were skipped."""
+        count, branches = len(self.ways), len(self.branches)
+        if count > 1 and (not branches or count % branches):
+            raise ValueError(f"ways: {count} for {branches} branches; one, or equally many for each branch")
+        if self.group % count:
+            raise ValueError(f"group: {self.group} samples cannot take {count} ways in equal numbers")
+        for number, way in enumerate(self.ways):
+            random = self.branches[number * branches // count :][:1] if count > 1 else self.branches or self.stochastic
+            whole = max(random, default=-1) + 2
+            if way[:whole] != tuple(range(whole)) or way[-1] != self.steps or sorted(set(way)) != [*way]:
+                raise ValueError(
+                    f"ways: states in order, from 0 to {self.steps}, none skipped before {whole - 1}, where the last "
+                    f"step drawn at random ends; got {list(way)}"
+                )
+            if self.waypoint is not None and self.waypoint not in way:
+                raise ValueError(f"waypoint: step {self.waypoint} is not on the way {list(way)}")
 
     def move(
         self,
@@ -238,12 +268,12 @@ class LatentPlan(Plan):
 
     @property
     def learned(self) -> tuple[int, ...]:
-        """Steps whose decisions are recorded."""
+        """Steps whose decisions are recorded, of all samples or of some."""
         return self.branches or (self.stochastic if self.trained is None else self.trained)
 
     @property
     def compared(self) -> int:
-        return self.group // max(1, len(self.branches))
+        return self.group // max(1, len(self.branches), len(self.ways))
 
     @property
     def together(self) -> int:

@@ -227,6 +227,23 @@ def _rows(value: Any, index: Tensor) -> Any:
     return value
 
 
+def decided(batch: Batch, place: Int[Tensor, " b"]) -> Batch:
+    """The batch with one of the steps of every sample, the one at `place`, and no others.
+
+    Of a denoiser: a token cannot be scored without those before it.
+    """
+    (steps,) = batch.rollout.decisions
+    assert isinstance(steps, Latents)
+
+    def one(values: Tensor | None) -> Any:
+        return None if values is None else values[torch.arange(len(values)), place.to(values.device)].unsqueeze(1)
+
+    steps = replace(steps, **{f.name: one(getattr(steps, f.name)) for f in fields(steps)})
+    told = {"anchor": one(batch.rollout.anchor), "reference": one(batch.rollout.reference)}
+    advantage = one(batch.advantage) if batch.advantage.dim() == 2 else batch.advantage
+    return replace(batch, rollout=replace(batch.rollout, decisions=(steps,), **told), advantage=advantage)
+
+
 def concatenate(records: Sequence[R]) -> R:
     """Records of several draws as one. They must share their plan; a field that is None in one is None in all."""
     if not records:

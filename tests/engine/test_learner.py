@@ -8,14 +8,16 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 from torch import Tensor
+from toy_denoiser import ToyFlow, asked
 from toys import Brightness, ToyPolicy, ToyRaster, toy_prompts
 
-from burnish.core import Copy, Needs, Objective, Policy, Scorer
+from burnish.core import Copy, Denoiser, LatentPlan, Needs, Objective, Policy, Scorer
 from burnish.engine.learner import Learner
 from burnish.formulas.noise import Noise
 from burnish.objectives.ppo_clip import PPOClip
 from burnish.recipe.recipe import Optim
-from burnish.types import Batch, Loss, Mean, Scores, TokenPlan
+from burnish.transitions.flow_sde import FlowSDE
+from burnish.types import Batch, Loss, Mean, Scores, TokenPlan, decided, take
 
 REWARD = Brightness().load(torch.device("cpu"))
 
@@ -193,3 +195,126 @@ def test_moments_of_other_weights_are_refused() -> None:
     other = Learner(ToyRaster(width=7, dtype=torch.float64).load(torch.device("cpu")), Optim(), Needs(), 0, 1)
     with pytest.raises(ValueError, match="moments of prompt"):
         other.restore(learner.state(), 1)
+
+
+# --- updates by steps -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Watched(Objective[Denoiser]):
+    """-A log p of the steps it is given. Notes whose steps these were, and how far their ratio was from 1."""
+
+    seen: list[list[tuple[int, int]]] = field(default_factory=list)  # (noise key, step) of each sample of every call
+    gaps: list[float] = field(default_factory=list)  # largest |log ratio| of every call
+    recomputed: bool = False  # ratios against the law before the update
+
+    def needs(self) -> Needs:
+        return Needs(anchor="recomputed" if self.recomputed else "behaviour")
+
+    def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
+        rollout = batch.rollout
+        (steps,) = rollout.decisions
+        logp = policy.logp(rollout)
+        self.seen.append([(i, int(s)) for i, row in zip(rollout.ids, steps.step) for s in row])
+        anchor = rollout.logp if rollout.anchor is None else rollout.anchor
+        self.gaps.append(float((logp.detach() - anchor).abs().max()))
+        advantage = batch.advantage if batch.advantage.dim() == 2 else batch.advantage.unsqueeze(1)
+        return Loss(-(advantage * logp).sum(), torch.tensor(float(logp.numel())))
+
+
+def steps_setup(optim: Optim, objective: Watched, steps: int = 5) -> tuple[Denoiser, Learner, Batch]:
+    """Six samples of three steps, whose advantages differ by step."""
+    policy = ToyFlow().load(torch.device("cpu"))
+    learner = Learner(policy, optim, objective.needs(), seed=0, steps=steps)
+    plan = LatentPlan(group=3, steps=4, stochastic=(0, 1, 2), transition=FlowSDE())
+    rollout = policy.sample(asked(3), plan, Noise(0, 1, tuple(range(6))))
+    advantage = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    scores = Scores.of("bright", rollout.media.mean((1, 2, 3)))
+    return policy, learner, Batch(rollout, scores, advantage, torch.ones(6, dtype=torch.bool))
+
+
+BY_STEP = Optim(lr=0.01, clip_norm=0.0, by_step=True)
+
+
+def test_a_step_of_every_sample_by_hand() -> None:
+    _, _, batch = steps_setup(BY_STEP, Watched())
+    place = torch.tensor([2, 0, 1, 1, 0, 2])
+    found = decided(batch, place).rollout.decisions[0]
+    (every,) = batch.rollout.decisions
+    assert found.step.tolist() == [[2], [0], [1], [1], [0], [2]] and found.before.shape == (6, 1, 3, 4, 4)
+    assert torch.equal(found.after[3, 0], every.after[3, 1]) and found.logp[5, 0] == every.logp[5, 2]
+    assert decided(batch, place).advantage[:, 0].tolist() == [float(batch.advantage[i, p]) for i, p in enumerate(place)]
+    flat = replace(batch, advantage=torch.arange(6.0), rollout=replace(batch.rollout, anchor=every.logp + 1))
+    assert torch.equal(decided(flat, place).advantage, torch.arange(6.0))
+    assert torch.equal(decided(flat, place).rollout.anchor, found.logp + 1)
+
+
+def test_updates_by_steps_are_adamw_on_one_step_after_another() -> None:
+    objective = Watched()
+    policy, learner, batch = steps_setup(BY_STEP, objective)
+    other = ToyFlow().load(torch.device("cpu"))
+    plain = [w for _, w in other.parameters()]
+    learner.update(objective, batch, REWARD, 1)
+    adam = torch.optim.AdamW(plain, lr=0.01, weight_decay=0.0)
+    for call in objective.seen:
+        assert [i for i, _ in call] == list(range(6))
+        adam.zero_grad()
+        logp, at = other.logp(batch.rollout), [step for _, step in call]  # step number and place are the same here
+        (-sum(batch.advantage[i, j] * logp[i, j] for i, j in enumerate(at)) / 6).backward()
+        adam.step()
+    assert len(objective.seen) == learner.updates == 3
+    for (_, a), b in zip(policy.parameters(), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_every_step_of_every_sample_is_taken_once_a_pass() -> None:
+    objective = Watched()
+    policy, learner, batch = steps_setup(replace(BY_STEP, epochs=2, minibatches=2, micro=2), objective)
+    before = policy.evaluations
+    metrics = learner.update(objective, batch, REWARD, 1)
+    assert learner.updates == 2 * 2 * 3 and policy.evaluations - before == 2 * 6 * 3  # as many as by whole samples
+    half = len(objective.seen) // 2
+    passes = [[step for call in calls for step in call] for calls in (objective.seen[:half], objective.seen[half:])]
+    for some in passes:
+        assert sorted(some) == [(i, step) for i in range(6) for step in range(3)]
+    orders = [tuple(step for i, step in passes[0] if i == sample) for sample in range(6)]
+    assert len(set(orders)) > 1, "their order is each sample's own"
+    assert passes[0] != passes[1] and metrics["update/samples"] == 6
+    again, backwards = Watched(), torch.arange(5, -1, -1)
+    _, learner, batch = steps_setup(BY_STEP, again)
+    learner.update(again, take(batch, backwards), REWARD, 1)
+    straight = Watched()
+    _, learner, batch = steps_setup(BY_STEP, straight)
+    learner.update(straight, batch, REWARD, 1)
+    assert [sorted(call) for call in again.seen] == [sorted(call) for call in straight.seen], "by its key, not its row"
+
+
+def test_ratios_are_one_before_the_first_update_only() -> None:
+    objective = Watched()
+    _, learner, batch = steps_setup(BY_STEP, objective)
+    learner.update(objective, batch, REWARD, 1)
+    assert objective.gaps[0] < 1e-6 and min(objective.gaps[1:]) > 1e-4
+
+
+def test_steps_are_anchored_before_any_of_them_is_learned_from() -> None:
+    objective = Watched(recomputed=True)
+    _, learner, batch = steps_setup(BY_STEP, objective)
+    found = learner.annotate(batch.rollout, False)
+    assert found.anchor is not None and torch.allclose(found.anchor, batch.rollout.logp, atol=1e-6)
+
+
+def test_the_rate_goes_by_whole_samples() -> None:
+    """Two training steps of two minibatches and three steps: the rate of each minibatch, three times over."""
+    _, learner, batch = steps_setup(replace(BY_STEP, minibatches=2, schedule="linear"), Watched(), steps=2)
+    rates, step = [], learner._adam.step
+    learner._adam.step = lambda: (step(), rates.append(learner._adam.param_groups[0]["lr"] / 0.01))[0]  # type: ignore
+    for number in (1, 2):
+        learner.update(Watched(), batch, REWARD, number)
+    assert rates == pytest.approx([1.0] * 3 + [0.75] * 3 + [0.5] * 3 + [0.25] * 3)
+
+
+def test_tokens_are_not_learned_from_one_by_one() -> None:
+    objective = PPOClip()
+    _, learner, batch = setup(Optim(by_step=True), objective)
+    with pytest.raises(ValueError, match=r"optim.by_step: needs steps drawn at random"):
+        learner.update(objective, batch, REWARD, 1)

@@ -61,10 +61,30 @@ def test_branches_may_be_named_in_any_order():
     assert drawn.tolist() == [[False, False, True]] * 2 + [[True, False, False]] * 2
 
 
+FINE_AND_COARSE = ((0, 1, 2, 3, 4), (0, 1, 2, 4))
+
+
+def test_a_star_on_two_grids_by_hand():
+    """Samples 2 and 3 are 0 and 1 again, on a grid without state 3: they are the same until there."""
+    leader, drawn = sharing.star(4, 4, (0,), FINE_AND_COARSE)
+    assert leader.T.tolist() == [[0, 0, 0, 0], [0, 1, 0, 1], [0, 1, 0, 1], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert drawn.tolist() == [[True, False, False, False]] * 4
+    seen = sharing.visited(4, 4, FINE_AND_COARSE)
+    assert seen[:, 3].tolist() == [True, True, False, False]
+    assert sharing.ends(seen).tolist() == [[1, 2, 3, 4]] * 2 + [[1, 2, 4, 4]] * 2
+    assert sharing.evaluations(leader, seen).tolist() == [0.25 + 0.5 + 0.5 + 1] * 2 + [0.25 + 0.5 + 0.5] * 2
+
+
+def test_two_branches_on_two_grids_by_hand():
+    leader, _ = sharing.star(4, 4, (0, 1), (*FINE_AND_COARSE, (0, 1, 2, 3, 4), (0, 1, 2, 3, 4)))
+    assert leader.T.tolist() == [[2, 2, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2], [0, 1, 2, 2], [0, 1, 2, 2]]
+
+
 @pytest.mark.parametrize("leader, drawn", [
     sharing.tree(8, 6, (0, 1, 2, 3, 4), ((0, 2), (2, 2), (4, 2)), False),
     sharing.tree(8, 6, (1, 2, 3), (), True),
     sharing.star(8, 6, (0, 1, 3, 4)),
+    sharing.star(8, 6, (0, 3), ((0, 1, 2, 3, 6), (0, 1, 4, 6), (0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 4, 6))),
 ])  # fmt: skip
 def test_leaders_are_consistent(leader, drawn):
     """A leader leads itself, those who part never meet again, and all who share a state move alike."""
@@ -79,17 +99,27 @@ def test_leaders_are_consistent(leader, drawn):
 
 
 def test_evaluations_of_independent_samples_are_the_steps():
-    assert sharing.evaluations(sharing.tree(3, 4, (0,), (), False)[0]).tolist() == [4, 4, 4]
+    assert sharing.evaluations(sharing.tree(3, 4, (0,), (), False)[0], sharing.visited(3, 4, ())).tolist() == [4, 4, 4]
 
 
 def test_evaluations_of_a_tree_by_hand():
     """One at the first state, two at the second and third, shared by four leaves: 1/4 + 1/2 + 1/2 each."""
     leader, _ = sharing.tree(4, 3, (0, 1, 2), ((0, 2), (2, 2)), False)
-    assert sharing.evaluations(leader).tolist() == [1.25] * 4
+    assert sharing.evaluations(leader, sharing.visited(4, 3, ())).tolist() == [1.25] * 4
 
 
 def test_evaluations_of_a_star_by_hand():
     """The path has 3 states; samples 0 and 1 are alone for the last two, and sample 2 and 3 are never."""
     leader, _ = sharing.star(4, 3, (0, 2))
-    assert sharing.evaluations(leader).tolist() == [2.25, 2.25, 1.25, 1.25]
-    assert sharing.evaluations(leader).sum() == 3 + 2 + 2
+    found = sharing.evaluations(leader, sharing.visited(4, 3, ()))
+    assert found.tolist() == [2.25, 2.25, 1.25, 1.25] and found.sum() == 3 + 2 + 2
+
+
+def test_a_way_that_skips_states_by_hand():
+    """0, 1, 2, 5, 6 of 6: nothing is evaluated at 3 and 4, and the step from 2 ends at 5. Two part at state 1."""
+    seen = sharing.visited(2, 6, [(0, 1, 2, 5, 6)])
+    assert seen.tolist() == [[True, True, True, False, False, True, True]] * 2
+    assert sharing.ends(seen).tolist() == [[1, 2, 5, 5, 5, 6]] * 2
+    leader, _ = sharing.tree(2, 6, (0,), (), True)
+    assert sharing.evaluations(leader, seen).tolist() == [0.5 + 1 + 1 + 1] * 2
+    assert sharing.ends(sharing.visited(1, 3, ())).tolist() == [[1, 2, 3]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,21 @@ TRANSITIONS = [DDIM(), FlowSDE(), CPS(), CPS(density=True), DPMpp(), Consistency
 ALONE = LatentPlan(group=4, steps=6, stochastic=(0, 1, 2, 3, 4), transition=DDIM(), guidance=1.5)
 WINDOW = LatentPlan(group=4, steps=6, stochastic=(2, 3), transition=FlowSDE(), shared_start=True)
 SOME = replace(ALONE, trained=(1, 4))
+OWN = replace(ALONE, trained_each=2, shared_start=True)
 TREE = LatentPlan(
     group=8, steps=6, stochastic=(0, 1, 2, 3, 4), transition=FlowSDE(), forks=((0, 2), (2, 2), (4, 2)), solver="dpm2"
 )
 FOREST = replace(TREE, group=16, shared_start=True)
 SPARSE = replace(TREE, stochastic=(1, 2, 3), forks=((1, 2), (2, 2), (3, 2)))
+FLASH = replace(WINDOW, steps=9, stochastic=(1, 2), finish="dpm2", ways=((0, 1, 2, 3, 6, 8, 9),))
 STAR = LatentPlan(group=6, steps=6, branches=(0, 2, 4), transition=CPS(), solver="dpm2")
+GRIDS = LatentPlan(
+    group=8, steps=6, branches=(0, 2), transition=FlowSDE(), solver="dpm2",
+    ways=((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 4, 6), (0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 4, 6)),
+)  # fmt: skip
 PLANS = {
     "alone": ALONE, "window": WINDOW, "some": SOME, "tree": TREE, "forest": FOREST, "sparse": SPARSE, "star": STAR,
+    "flash": FLASH, "grids": GRIDS, "own": OWN,
 }  # fmt: skip
 
 every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -198,6 +206,69 @@ def test_without_random_steps_samples_of_one_start_are_equal():
     policy, rollout = drawn(replace(WINDOW, stochastic=(), transition=None))
     assert (rollout.media[:4] == rollout.media[:1]).all() and (rollout.media[4:] == rollout.media[4:5]).all()
     assert policy.network.evaluations == 2 * 6
+
+
+def test_states_that_are_skipped_cost_nothing():
+    """One of each prompt at states 0 and 1, where nothing was drawn yet, all at 2, 3, 6 and 8; none at 4, 5 and 7."""
+    policy, rollout = drawn(FLASH)
+    assert policy.network.evaluations == rollout.evaluations.sum() == 2 * (2 + 4 * 4)
+    assert steps(rollout).step.tolist() == [[1, 2]] * 8
+    torch.testing.assert_close(steps(rollout).time[0] * 9, torch.tensor([[8.0, 7.0], [7.0, 6.0]], dtype=torch.float64))
+    assert drawn(replace(FLASH, ways=(), finish=None))[0].network.evaluations == 2 * (2 + 4 * 7)
+
+
+def test_after_the_window_steps_are_those_of_the_second_order_solver():
+    """MixGRPO, eqs. 19 to 21, with what was expected at the last random step: from 6/9 to 3/9, 1/9, and straight on."""
+    policy, rollout = drawn(FLASH)
+    x, before = steps(rollout).after[:, 1].double(), steps(rollout).before[:, 1].double()
+    one = [p for _, p in policy.parameters()]
+    for weight in one:
+        weight.data = weight.data.double()
+
+    def clean(x: torch.Tensor, t: float) -> torch.Tensor:
+        return x - t * policy.velocity(x, torch.full((8,), t, dtype=torch.float64), rollout.prompts).detach()
+
+    known, times = clean(before, 7 / 9), [7 / 9, 6 / 9, 3 / 9, 1 / 9]
+    level = [math.log((1 - t) / t) for t in times]
+    for i in (1, 2):
+        h, last, expected = level[i + 1] - level[i], level[i] - level[i - 1], clean(x, times[i])
+        ahead = (1 + h / (2 * last)) * expected - h / (2 * last) * known
+        x, known = times[i + 1] / times[i] * x - (1 - times[i + 1]) * (math.exp(-h) - 1) * ahead, expected
+    torch.testing.assert_close(rollout.final.double(), clean(x, 1 / 9), atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_is_finished_on_every_grid():
+    """Two leave at 0 and two at 2, each on two grids. The path to state 2; of the first two states 1 and 2 once, 3, 4
+    and 5 on the fine grid and 4 on the coarse; of the others 3 and 4 once, and 5 on the fine grid alone."""
+    policy, rollout = drawn(GRIDS)
+    found = steps(rollout)
+    assert rollout.evaluations.sum() == pytest.approx(2 * (3 + 2 * (2 + 3 + 1) + 2 * (2 + 1)))
+    assert policy.network.evaluations == 2 * (3 + 12 + 6)
+    assert torch.equal(found.after[:2], found.after[2:4]) and torch.equal(found.node[:2], found.node[2:4])
+    assert not (found.after[0] == found.after[1]).any() and len(torch.unique(rollout.final, dim=0)) == 16
+    assert found.weight.tolist() == [[0.5]] * 16 and GRIDS.compared == 2
+    assert rollout.group.tolist() == [i // 2 for i in range(16)]
+
+
+def test_a_grid_ends_where_its_steps_lead():
+    policy, rollout = drawn(replace(GRIDS, solver="euler"))
+    found, times = steps(rollout), policy.times(6)
+    for i in range(16):
+        x = found.after[i]
+        for a, b in pairwise(GRIDS.ways[i % 8 // 2][int(found.step[i]) + 1 :]):
+            v = policy.velocity(x, times[a].float().expand(1), rollout.prompts[i : i + 1]).detach()
+            x = x + float(times[b] - times[a]) * v
+        torch.testing.assert_close(rollout.final[i : i + 1], x)
+
+
+def test_before_the_window_steps_are_those_of_the_solver():
+    """`finish` is of what comes after: the first random step begins where Euler leads."""
+    _, rollout = drawn(FLASH)
+    _, plain = drawn(replace(FLASH, finish=None, ways=()))
+    assert torch.equal(steps(rollout).before, steps(plain).before) and torch.equal(
+        steps(rollout).logp, steps(plain).logp
+    )
+    assert not torch.allclose(rollout.final, plain.final, atol=1e-4)
 
 
 def test_the_ode_takes_no_decisions():

@@ -118,6 +118,8 @@ def test_a_wrong_recipe_names_the_place(data, sentence):
     (lambda: Window(SDE, stride=0), "stride must be at least 1"),
     (lambda: Window(SDE, dwell=0), "dwell must be at least 1 training step"),
     (lambda: Window(SDE, rate=-0.1), "rate must be 0"),
+    (lambda: Window(SDE, compression=0.0), "compression must be above 0 and at most 1"),
+    (lambda: Window(SDE, compression=1.5), "compression must be above 0 and at most 1"),
     (lambda: Window(SDE, until=25), "until must be from 1 to 24, or 0 for all steps but the last, got 25"),
     (lambda: SingleBranch(SDE, at_once=10), "at_once must be from 1 to 9, or 0 for all 9 steps, got 10"),
     (lambda: SingleBranch(SDE, at_once=-1), "at_once must be from 1 to 9"),
@@ -144,6 +146,18 @@ def test_a_wrong_recipe_names_the_place(data, sentence):
     (lambda: Truncated(high=50), "low and high must be steps from 0 to 49"),
     (lambda: Truncated(mean=50.0), "mean must be from 0 to 49"),
     (lambda: Truncated(deviation=-1.0), "deviation must be 0 or more"),
+    (lambda: LatentPlan(steps=4, stochastic=(1,), transition=SDE, ways=((0, 1, 3, 4),)), "ways: states in order"),
+    (lambda: LatentPlan(steps=4, branches=(0,), group=1, transition=SDE, ways=((0, 2, 4),)), "none skipped before 1"),
+    (lambda: LatentPlan(steps=4, ways=((0, 2, 3),)), "ways: states in order, from 0 to 4"),
+    (lambda: LatentPlan(steps=4, ways=((0, 3, 2, 4),)), "ways: states in order, from 0 to 4"),
+    (lambda: LatentPlan(steps=4, ways=((0, 4), (0, 2, 4))), "ways: 2 for 0 branches; one, or equally many"),
+    (lambda: SingleBranch(SDE, group=6, strides=(1, 2, 3, 4)), "group: 6 samples cannot take 4 ways in equal numbers"),
+    (lambda: SingleBranch(SDE, strides=()), "strides must be one number from 1 on or more"),
+    (lambda: SingleBranch(SDE, strides=(2, 1)), "each once and in order"),
+    (lambda: SingleBranch(SDE, strides=(0, 1)), "strides must be one number from 1 on or more"),
+    (lambda: LatentPlan(steps=4, ways=((0, 2, 4),), waypoint=3), "waypoint: step 3 is not on the way"),
+    (lambda: LatentPlan(steps=4, stochastic=(0, 1), transition=SDE, trained_each=3), "trained_each must be from"),
+    (lambda: LatentPlan(group=1, steps=4, branches=(0,), transition=SDE, trained_each=1), "trained_each: samples that"),
     (lambda: LatentPlan(steps=4, waypoint=4), "waypoint must be a step from 0 to 3, got 4"),
 ])  # fmt: skip
 def test_wrong_settings(make, sentence):
@@ -161,16 +175,36 @@ def test_all_steps_but_the_last_are_drawn_and_learned_from():
 
 
 def test_a_share_is_learned_from():
-    planner = AllSteps(SDE, steps=16, train_share=0.6)
-    trained, others = ([p.at(step).trained for step in range(1, 200)] for p in (planner, replace(planner, seed=1)))
-    assert planner.at(1).stochastic == tuple(range(15)) and all(len(set(some)) == 9 for some in trained)
-    counts = torch.bincount(torch.tensor(trained).flatten(), minlength=15)
-    assert (counts / len(trained) - 0.6).abs().max() < 0.15  # every step has its turn
-    assert trained != others
+    """DanceGRPO: nine of fifteen, other ones of every sample."""
+    plan = AllSteps(SDE, group=100, steps=16, train_share=0.6).at(1)
+    assert plan.stochastic == plan.learned == tuple(range(15)) and plan.trained is None
+    rollout = drawn(plan)
+    chosen = steps(rollout).step
+    assert chosen.shape == (200, 9) and all(row == sorted(set(row)) for row in chosen.tolist())
+    counts = torch.bincount(chosen.flatten(), minlength=15)
+    assert (counts / 200 - 0.6).abs().max() < 0.15  # every step has its turn
+    assert len(set(map(tuple, chosen.tolist()))) > 190
+    assert rollout.evaluations.tolist() == [16] * 200 and torch.equal(steps(drawn(plan)).step, chosen)
+
+
+def test_a_share_is_of_what_all_steps_record():
+    """The same draw, less of it kept; and the choice of a sample is its own in any company."""
+    plan = AllSteps(SDE, group=3, steps=6, train_share=0.4).at(1)
+    some, whole = drawn(plan), drawn(replace(plan, trained_each=None))
+    assert torch.equal(some.final, whole.final)
+    for name in ("before", "after", "logp", "time", "node"):
+        every = getattr(steps(whole), name)
+        assert torch.equal(getattr(steps(some), name), torch.stack([r[c] for r, c in zip(every, steps(some).step)]))
+    policy = ToyFlow().load(torch.device("cpu"))
+    alone = policy.sample(asked(3)[4:5], replace(plan, group=1), Noise(0, 1, (4,)))
+    assert torch.equal(steps(alone).step, steps(some).step[4:5])
+    before = policy.network.evaluations
+    torch.testing.assert_close(policy.logp(some), some.logp, atol=1e-6, rtol=1e-6)
+    assert policy.network.evaluations - before == 6 * 2  # two of five steps of each
 
 
 def test_a_share_too_small_for_a_step_is_one_step():
-    assert len(AllSteps(SDE, train_share=0.01).at(1).trained) == 1
+    assert AllSteps(SDE, train_share=0.01).at(1).trained_each == 1 and AllSteps(SDE).at(1).trained_each is None
 
 
 def test_a_consistency_model_is_looked_at_with_noise():
@@ -239,6 +273,30 @@ def test_outside_the_window_samples_of_one_start_move_as_one():
     assert rollout.evaluations.sum() == pytest.approx(2 * (2 + 4 * 4))
 
 
+def test_mixgrpo_flash_takes_as_many_evaluations_as_the_paper_says():
+    """Table 1: 16 in the mean over 300 training steps, and 8 where the window stays at the first steps."""
+    flash, first_steps = Window(SDE, compression=0.4), Window(SDE, compression=0.2, until=4)
+    counts = [len(flash.at(step).ways[0]) - 1 for step in range(1, 301)]
+    assert counts[0] == 4 + 8 and counts[-1] == 11 + 4 + 4 and round(sum(counts) / 300) == 16
+    assert {len(first_steps.at(step).ways[0]) - 1 for step in range(1, 301)} == {8}
+    assert first_steps.at(300).stochastic == (0, 1, 2, 3) and first_steps.at(1).ways == (
+        (0, 1, 2, 3, 4, 9, 15, 20, 25),
+    )
+    assert flash.at(1).finish == "dpm2" and flash.at(1).solver == "euler" and flash.evaluation().ways == ()
+    assert max(max(flash.at(step).stochastic) for step in range(1, 600)) == 23 and flash.at(501).ways[0][-2:] == (
+        24,
+        25,
+    )
+
+
+def test_a_compressed_window_draws_with_fewer_evaluations():
+    """Of 9 steps: one shared, one for each of 4 at state 1, and three (2.8) for the seven that were left."""
+    planner = Window(SDE, group=4, steps=9, width=2, compression=0.4)
+    assert planner.at(1).ways == ((0, 1, 2, 4, 7, 9),)
+    assert drawn(planner.at(1)).evaluations.sum() == pytest.approx(2 * (1 + 4 * 4))
+    assert drawn(replace(planner, compression=1.0).at(1)).evaluations.sum() == pytest.approx(2 * (1 + 4 * 8))
+
+
 # --- single branches --------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +314,31 @@ def test_tempflow_takes_all_steps_at_once():
 def test_g2rpo_takes_the_first_eight_of_sixteen():
     planner = SingleBranch(SDE, group=12, steps=16, until=8)
     assert [planner.at(step).branches for step in range(1, 10)] == [(k,) for k in (*range(8), 0)]
+
+
+def test_g2rpo_finishes_every_sample_on_a_fine_and_a_coarse_grid():
+    """Of the path state 0; of two samples 1 and 2 for both grids, 3, 4 and 5 on the fine one, 4 on the coarse."""
+    planner = SingleBranch(SDE, group=4, steps=6, until=3, strides=(1, 2))
+    assert planner.at(1).ways == ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 4, 6)) and planner.at(1).compared == 2
+    assert SingleBranch(SDE, group=4, steps=6, until=3).at(1).ways == ()
+    rollout = drawn(planner.at(1))
+    assert rollout.evaluations.sum() == pytest.approx(2 * (1 + 2 * 2 + 2 * 3 + 2 * 1))
+    assert rollout.group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and len(steps(rollout).node.unique()) == 4
+    policy = ToyFlow().load(torch.device("cpu"))
+    torch.testing.assert_close(policy.logp(rollout), rollout.logp, atol=1e-6, rtol=1e-6)
+    assert policy.network.evaluations == 2  # one serves all that leave by the step
+
+
+def test_a_coarse_grid_that_misses_the_picture_ends_in_what_was_expected():
+    """From state 3 of 6 every second one would be 5: the picture is that expected at 3."""
+    plan = SingleBranch(SDE, group=4, steps=6, until=3, strides=(1, 2)).at(2)
+    assert plan.ways == ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 6))
+    rollout, policy = drawn(plan), ToyFlow().load(torch.device("cpu"))
+    x = steps(rollout).after[:, 0]
+    x = x - policy.velocity(x, torch.full((8,), 4 / 6), rollout.prompts) / 6
+    coarse = torch.tensor([2, 3, 6, 7])
+    expected = (x - policy.velocity(x, torch.full((8,), 0.5), rollout.prompts) / 2)[coarse]
+    torch.testing.assert_close(rollout.final[coarse], expected.detach())
 
 
 # invariant (b)
@@ -420,9 +503,23 @@ def test_fading_as_mixgrpo_releases_it(start, length):
     assert windows.fading(25, start, 0.1, 13) == length
 
 
+def test_a_compressed_grid_by_hand():
+    """0.2 x 21 = 4.2: four steps of 5.25; 0.5 x 3 = 1.5: two; and never none."""
+    assert windows.compressed(25, 4, 0.2) == (4, 9, 15, 20, 25)
+    assert windows.compressed(6, 3, 0.5) == (3, 5, 6) and windows.compressed(25, 24, 0.1) == (24, 25)
+    assert windows.compressed(6, 2, 1.0) == (2, 3, 4, 5, 6)
+
+
+def test_strides_by_hand():
+    assert windows.strided(16, 0, 2) == (0, *range(1, 3), *range(4, 17, 2))
+    assert windows.strided(16, 1, 2) == (0, 1, 2, 3, 5, 7, 9, 11, 13, 16)
+    assert windows.strided(6, 4, 3) == (0, 1, 2, 3, 4, 5, 6) and windows.strided(6, 3, 3) == (0, 1, 2, 3, 4, 6)
+    assert windows.strided(6, 0, 1) == (0, 1, 2, 3, 4, 5, 6)
+
+
 def test_shares_are_rounded_down():
-    assert len(windows.share_of(range(100), 0.29, "test")) == 29  # 0.29 x 100 is 28.999999999999996
-    assert [len(windows.share_of(range(10), share, "test")) for share in (0.7, 0.69, 1.0, 0.01)] == [7, 6, 10, 1]
+    assert windows.part_of(100, 0.29) == 29  # 0.29 x 100 is 28.999999999999996
+    assert [windows.part_of(10, share) for share in (0.7, 0.69, 1.0, 0.01)] == [7, 6, 10, 1]
 
 
 def test_growing_is_even():

@@ -11,7 +11,8 @@ import tiny_llamagen
 import torch
 
 from burnish.core import Copy, Footprint, Needs, Objective, Policy, PolicySpec
-from burnish.recipe.check import check, require
+from burnish.objectives.rebel import REBEL
+from burnish.recipe.check import check, fit, require
 from burnish.recipe.decode import decode
 from burnish.recipe.estimate import memory, multiply_adds
 from burnish.recipe.layers import merged
@@ -129,6 +130,17 @@ def test_fit(plain):
     assert fault(with_(plain, objective=f"{__name__}:WantsVelocity")) == (
         f"objective: {__name__}:WantsVelocity needs a Velocity, but policy llamagen is only a Policy"
     )
+
+
+def test_updates_by_steps_need_steps_that_can_stand_alone(plain):
+    assert fault(with_(plain, optim={"by_step": True})) == (
+        "optim.by_step: takes steps of a denoiser that are drawn at random, and this plan draws none"
+    )
+    recipe = read("tdpo_r")
+    assert recipe.optim.by_step and not [*fit(recipe)]
+    assert [*fit(replace(recipe, objective=REBEL()))] == [
+        "optim.by_step: rebel learns from whole samples, and not from single steps; false would work"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,8 @@ def test_two_steps(name, pipelines, tmp_path):
     first, second = lines[1:]
     assert first["draw/samples"] == 2 * group and first["draw/evaluations"] > 0
     assert first["update/evaluations"] > 0
-    if plan == "all_steps":  # every recorded step at least once, a share of them where a recipe trains a share
-        assert first["update/evaluations"] >= 0.5 * first["draw/evaluations"]
+    if plan == "all_steps":  # every recorded step at least once; dancegrpo 6 of 11, and the first may serve a group
+        assert first["update/evaluations"] >= 0.4 * first["draw/evaluations"]
     assert first["update/grad_norm"] > 0 and second["update/grad_norm"] > 0
     if "update/law_gap" in first:
         assert first["update/law_gap"] < 1e-5

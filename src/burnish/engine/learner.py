@@ -13,8 +13,9 @@ from torch import Tensor
 
 from burnish.core import Needs, Objective, Policy, Scorer, Watches
 from burnish.formulas.noise import generator
+from burnish.formulas.steps import latents_of
 from burnish.recipe.recipe import Optim
-from burnish.types import Batch, Loss, Mean, Rollout, take
+from burnish.types import Batch, Loss, Mean, Rollout, decided, take
 
 
 class Learner:
@@ -30,7 +31,7 @@ class Learner:
         self._adam = torch.optim.AdamW(
             self._weights, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
         )
-        self.updates_per_step = optim.epochs * optim.minibatches
+        self.updates_per_step = optim.epochs * optim.minibatches  # by whole samples
         self._updates_in_all = steps * self.updates_per_step
         self.updates = 0  # made so far
 
@@ -41,7 +42,8 @@ class Learner:
         weights will have moved before the last of several updates, or if the advantage reads it. Otherwise an objective
         takes its own log-probability without gradient, which is equal and costs nothing.
         """
-        recomputed = self._needs.anchor == "recomputed" and (self.updates_per_step > 1 or reads_reference)
+        several = self.updates_per_step > 1 or self._optim.by_step
+        recomputed = self._needs.anchor == "recomputed" and (several or reads_reference)
         if recomputed:
             rollout = replace(rollout, anchor=self._logp(rollout))
         if reads_reference or self._needs.reference_logp:
@@ -62,9 +64,9 @@ class Learner:
             objective.before(batch)
         found: dict[str, list[Mean]] = {}
         norms = []
-        for number, index in enumerate(self._minibatches(batch.rollout, step)):
-            at = (step - 1) * self.updates_per_step + number
-            losses = self._accumulate(objective, batch, index, reward)
+        for number, (part, index, done) in enumerate(self._updates(batch, step)):
+            at = (step - 1) * self.updates_per_step + done
+            losses = self._accumulate(objective, part, index, reward)
             norm, metrics = self._apply(losses, at, step)
             norms.append(norm)
             for name, mean in metrics.items():
@@ -154,19 +156,43 @@ class Learner:
             "A lower optim.lr, a smaller optim.clip_norm or float32 arithmetic usually helps"
         )
 
-    def _minibatches(self, rollout: Rollout, step: int) -> Iterator[Int[Tensor, " n"]]:
-        """Row numbers of every update. Shuffled by a key, and not at all if one update takes everything."""
+    def _updates(self, batch: Batch, step: int) -> Iterator[tuple[Batch, Int[Tensor, " n"], int]]:
+        """Of every update: a batch, the rows of it, and how many updates by whole samples have been done before it.
+
+        By steps (TDPO-R, arXiv:2402.08552) an update takes one step of each sample, and all minibatches take theirs
+        before any takes its next. Their order is each sample's own, as released. Raises ValueError for samples that are
+        not steps of a denoiser drawn at random.
+        """
         for epoch in range(self._optim.epochs):
-            if self._optim.minibatches == 1:
-                yield torch.arange(len(rollout))
+            done, shares = epoch * self._optim.minibatches, list(self._minibatches(batch.rollout, step, epoch))
+            if not self._optim.by_step:
+                yield from ((batch, share, done + number) for number, share in enumerate(shares))
                 continue
-            random = generator(self._seed, "minibatch", step, epoch)
-            units = _groups(rollout) if self._needs.whole_groups else list(torch.arange(len(rollout)).unsqueeze(1))
-            order = torch.from_numpy(random.permutation(len(units)))
-            for share in order.tensor_split(self._optim.minibatches):
-                if len(share):
-                    # In the order of drawing: samples of one prompt lie together, and a policy can share their prefix.
-                    yield torch.cat([units[i] for i in share.sort().values.tolist()])
+            order = self._orders(batch.rollout, step, epoch)
+            for place, places in enumerate(order.T):
+                part = decided(batch, places)
+                for number, share in enumerate(shares):
+                    passed = (place * len(shares) + number) * self._optim.minibatches // (order.shape[1] * len(shares))
+                    yield part, share, done + passed
+
+    def _orders(self, rollout: Rollout, step: int, epoch: int) -> Int[Tensor, "b k"]:
+        """In which order each sample's steps are learned from, by the key of its noise."""
+        k = latents_of(rollout, "optim.by_step").logp.shape[1]
+        keyed = (generator(self._seed, "order of steps", step, epoch, i).permutation(k) for i in rollout.ids)
+        return torch.stack([torch.from_numpy(one) for one in keyed])
+
+    def _minibatches(self, rollout: Rollout, step: int, epoch: int) -> Iterator[Int[Tensor, " n"]]:
+        """Row numbers of every share of an epoch. Shuffled by a key, and not at all if one share is everything."""
+        if self._optim.minibatches == 1:
+            yield torch.arange(len(rollout))
+            return
+        random = generator(self._seed, "minibatch", step, epoch)
+        units = _groups(rollout) if self._needs.whole_groups else list(torch.arange(len(rollout)).unsqueeze(1))
+        order = torch.from_numpy(random.permutation(len(units)))
+        for share in order.tensor_split(self._optim.minibatches):
+            if len(share):
+                # In the order of drawing: samples of one prompt lie together, and a policy can share their prefix.
+                yield torch.cat([units[i] for i in share.sort().values.tolist()])
 
     def _micro(self, index: Int[Tensor, " n"], rollout: Rollout) -> list[Int[Tensor, " m"]]:
         """Row numbers of every forward pass of an update."""

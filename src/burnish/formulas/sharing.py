@@ -1,7 +1,7 @@
 """Which samples of a draw share a part of their way, so that it is computed once.
 
 States are numbered from 0, the starting noise, to `steps`, the picture. `leader[i, j]` is one of the samples that have
-the same state j as sample i. Independent samples lead themselves everywhere.
+the same state j as sample i. Independent samples lead themselves everywhere. A sample may skip states.
 """
 
 from __future__ import annotations
@@ -42,23 +42,46 @@ def tree(
     return leader, drawn
 
 
-def star(group: int, steps: int, branches: Sequence[int]) -> tuple[Int[Tensor, "g s"], Bool[Tensor, "g t"]]:
+def star(
+    group: int, steps: int, branches: Sequence[int], ways: Sequence[Sequence[int]] = ()
+) -> tuple[Int[Tensor, "g s"], Bool[Tensor, "g t"]]:
     """(leader, drawn) of one group whose samples leave one deterministic path, equally many at each step of `branches`.
 
-    A sample is drawn at random in the step it leaves by, and in no other (TempFlow-GRPO, G2RPO).
+    A sample is drawn at random in the step it leaves by, and in no other (TempFlow-GRPO, G2RPO). With several `ways`
+    for each branch, the n-th sample on each of them is the same until their ways part.
     """
     each = group // len(branches)
     leaves_at = torch.tensor(branches).repeat_interleave(each).unsqueeze(1)
     samples = torch.arange(group).unsqueeze(1)
     longest = int(leaves_at.argmax())  # a sample that stays on the path as long as any
-    leader = torch.where(torch.arange(steps + 1) > leaves_at, samples, longest)
+    on_way = each // max(1, len(ways) // len(branches))
+    likes = samples // each * each + samples % on_way + torch.arange(0, each, on_way)  # the same one on every way
+    seen = visited(group, steps, ways)
+    alike = (seen[likes] == seen.unsqueeze(1)).cumprod(2)  # their ways to a state are one
+    own = likes.gather(1, alike.argmax(1))  # the first such
+    leader = torch.where(torch.arange(steps + 1) > leaves_at, own, longest)
     return leader, torch.arange(steps) == leaves_at
 
 
-def evaluations(leader: Int[Tensor, "b s"]) -> Tensor:
+def visited(group: int, steps: int, ways: Sequence[Sequence[int]]) -> Bool[Tensor, "g s"]:
+    """visited[i, j]: sample i of a group goes through state j. Equally many take each way; () is one through all."""
+    seen = torch.zeros(max(1, len(ways)), steps + 1, dtype=torch.bool)
+    for row, way in zip(seen, ways or [range(steps + 1)], strict=True):
+        row[list(way)] = True
+    return seen.repeat_interleave(group // len(seen), 0)
+
+
+def ends(seen: Bool[Tensor, "b s"]) -> Int[Tensor, "b t"]:
+    """Where a step from each state ends: the next one that is visited."""
+    last = seen.shape[1] - 1
+    later = torch.where(seen, torch.arange(last + 1), last)
+    return later.flip(1).cummin(1).values.flip(1)[:, 1:]
+
+
+def evaluations(leader: Int[Tensor, "b s"], seen: Bool[Tensor, "b s"]) -> Tensor:
     """Network evaluations that each sample stands for, (b); one that n samples share counts 1/n for each of them."""
     total = torch.zeros(len(leader))
-    for column in leader[:, :-1].T:
-        _, inverse, count = column.unique(return_inverse=True, return_counts=True)
-        total += 1 / count[inverse]
+    for column, here in zip(leader[:, :-1].T, seen[:, :-1].T, strict=True):
+        _, inverse, count = column[here].unique(return_inverse=True, return_counts=True)
+        total[here] += 1 / count[inverse]
     return total

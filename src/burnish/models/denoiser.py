@@ -9,11 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from burnish.core import Denoiser, LatentPlan, Steps
@@ -81,38 +82,43 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         b, device = len(prompts), self.network.device
         if b % plan.together:
             raise ValueError(f"{b} samples cannot be drawn by a plan that draws {plan.together} together")
-        leader, drawn = _ways(plan, b)
+        course = _course(plan, noise)
+        leader = course.leader
         rows, distinct = distinct_prompts(prompts)
         conditions = self.network.conditions(distinct)
         times = self.network.times(plan.steps)
         stored = torch.bfloat16 if plan.stored == "bf16" else torch.float32
         x = self._start(plan, noise, leader[:, 0]).to(stored).float()
         keep: dict[str, list[Tensor]] = {name: [] for name in ("before", "after", "mean", "logp", "std")}
-        kept, earlier, waypoint = [], None, None
-        trained = set(plan.learned)
+        kept, waypoint = [], None
+        clean, since = torch.zeros_like(x), torch.ones(b, dtype=torch.float64)  # of the step before; 1: there was none
         for i in range(plan.steps):
-            t, s = times[i], times[i + 1]
             waypoint = x if i == plan.waypoint else waypoint
-            v = self._shared(x, leader[:, i], t, rows, conditions, plan.guidance)
-            after = _solved(plan.solver, x, v, t, s, earlier)
-            random = drawn[:, i]
-            if random.any():
+            movers = course.seen[:, i].nonzero().squeeze(1)
+            if len(movers) == 0:
+                continue
+            t, s, at = times[i], times[course.end[movers, i]], movers.to(device)
+            here = x[at]
+            v = self._shared(x, leader[movers, i], t, rows, conditions, plan.guidance)
+            after = _solved(here, v, t, s, course.curved[movers, i], (clean[at], since[movers]))
+            random = course.drawn[movers, i].nonzero().squeeze(1)
+            if len(random):
                 assert plan.transition is not None
-                at = random.nonzero().squeeze(1).to(device)
-                full = torch.full((len(at),), float(t), dtype=torch.float64, device=device)
-                ends, number = torch.full_like(full, float(s)), torch.full_like(full, i, dtype=torch.long)
-                mean, std = plan.move(x[at], v[at], full, ends, number)
-                z = self._noise(noise, leader[:, i + 1], i)[at]
+                of = random.to(device)
+                begin = torch.full((len(of),), float(t), dtype=torch.float64, device=device)
+                end, number = torch.full_like(begin, float(times[i + 1])), torch.full_like(begin, i, dtype=torch.long)
+                mean, std = plan.move(here[of], v[of], begin, end, number)
+                z = self._noise(noise, leader[movers[random], i + 1], i)
                 moved = (mean + gaussian.rows(std, mean) * z).to(stored).float()
-                after = after.clone()
-                after[at] = moved
-                if i in trained:
+                after[of] = moved
+                told = course.recorded[movers[random], i]
+                if told.any():
                     logp = plan.transition.logp(moved, mean, std)
-                    for name, value in zip(keep, (x[at], moved, mean, logp, std), strict=True):
-                        keep[name].append(value)
-                    kept.append((at.cpu(), i))
-            earlier = (gaussian.clean(x, v, t.expand(b)), t)
-            x = after.to(stored).float()
+                    for name, value in zip(keep, (here[of], moved, mean, logp, std), strict=True):
+                        keep[name].append(value[told.to(device)])
+                    kept.append((movers[random][told], i))
+            clean, since[movers] = clean.index_copy(0, at, gaussian.clean(here, v, t.expand(len(at)))), t
+            x = x.index_copy(0, at, after.to(stored).float())
         decisions = _recorded(keep, kept, times, leader, noise.ids, plan)
         group = torch.arange(b).div(plan.compared, rounding_mode="floor")
         return Rollout(
@@ -124,7 +130,7 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
             noise.ids,
             final=x,
             waypoint=waypoint,
-            evaluations=sharing.evaluations(leader),
+            evaluations=sharing.evaluations(leader, course.seen),
         )
 
     def _start(self, plan: LatentPlan, noise: Noise, leader: Int[Tensor, " b"]) -> Tensor:
@@ -139,9 +145,9 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         )
 
     def _shared(
-        self, x: Tensor, leader: Int[Tensor, " b"], t: Tensor, rows: Tensor, conditions: Any, guidance: float
+        self, x: Tensor, leader: Int[Tensor, " n"], t: Tensor, rows: Tensor, conditions: Any, guidance: float
     ) -> Tensor:
-        """Velocities of all samples, computed once for those that share their state."""
+        """Velocities of the samples with these leaders, computed once for those that share their state."""
         leaders, inverse = leader.unique(return_inverse=True)
         at = torch.full((len(leaders),), float(t), dtype=torch.float32, device=x.device)
         return self._velocity(x[leaders], at, conditions, rows[leaders], guidance)[inverse]
@@ -203,26 +209,62 @@ def taken(conditions: Any, rows: Int[Tensor, " n"]) -> Any:
     return conditions
 
 
-def _ways(plan: LatentPlan, b: int) -> tuple[Tensor, Tensor]:
-    """(leader, drawn) of all samples, those that are drawn together after one another."""
+@dataclass(frozen=True)
+class _Course:
+    """What samples do at every step (t of them) and state (s): those that are drawn together lie after one another."""
+
+    leader: Int[Tensor, "b s"]  # a sample with the same state
+    seen: Bool[Tensor, "b s"]  # it goes through the state
+    end: Int[Tensor, "b t"]  # the state that a step from here ends in
+    drawn: Bool[Tensor, "b t"]  # the step is drawn at random
+    recorded: Bool[Tensor, "b t"]  # and learned from
+    curved: Bool[Tensor, "b t"]  # if it is not: by the solver of second order
+
+
+def _course(plan: LatentPlan, noise: Noise) -> _Course:
+    b = len(noise.ids)
     if plan.branches:
-        leader, drawn = sharing.star(plan.group, plan.steps, plan.branches)
+        leader, drawn = sharing.star(plan.group, plan.steps, plan.branches, plan.ways)
     else:
         leader, drawn = sharing.tree(plan.together, plan.steps, plan.stochastic, plan.forks, plan.shared_start)
     count = b // plan.together
     offset = torch.arange(b).div(plan.together, rounding_mode="floor").unsqueeze(1) * plan.together
-    return leader.repeat(count, 1) + offset, drawn.repeat(count, 1)
+    leader, drawn = leader.repeat(count, 1) + offset, drawn.repeat(count, 1)
+    seen = sharing.visited(plan.together, plan.steps, plan.ways).repeat(count, 1)
+    recorded = torch.zeros_like(drawn)
+    recorded[:, list(plan.learned)] = drawn[:, list(plan.learned)]
+    if plan.trained_each is not None:
+        chance = torch.where(recorded, noise.uniform(plan.steps, "trained"), torch.inf)
+        recorded &= chance.argsort(1).argsort(1) < plan.trained_each
+    curved = torch.full_like(drawn, plan.solver == "dpm2")
+    if plan.finish:
+        curved[drawn.flip(1).cumsum(1).flip(1) == 0] = plan.finish == "dpm2"
+    return _Course(leader, seen, sharing.ends(seen), drawn, recorded, curved)
 
 
-def _solved(solver: str, x: Tensor, v: Tensor, t: Tensor, s: Tensor, earlier: tuple[Tensor, Tensor] | None) -> Tensor:
-    """One deterministic step: Euler, or DPM-Solver++(2M) (arXiv:2211.01095), the first and last of first order."""
-    if solver == "euler" or earlier is None or s == 0 or earlier[1] >= 1:
-        return x + float(s - t) * v
-    clean, (before, time) = gaussian.clean(x, v, t.expand(len(x))), earlier
+def _solved(
+    x: Float[Tensor, "n *d"],
+    v: Float[Tensor, "n *d"],
+    t: Float[Tensor, ""],
+    s: Float[Tensor, " n"],
+    curved: Bool[Tensor, " n"],
+    earlier: tuple[Float[Tensor, "n *d"], Float[Tensor, " n"]],
+) -> Float[Tensor, "n *d"]:
+    """One deterministic step: Euler, or DPM-Solver++(2M) (arXiv:2211.01095), the first and last of first order.
+
+    earlier   the clean picture that was expected at the step before, and its time; 1 for a step from noise, or none
+    """
+    straight = x + gaussian.rows(s - t, x) * v
+    before, time = earlier
+    curved = curved & (s > 0) & (time < 1)
+    if not curved.any():
+        return straight
+    clean = gaussian.clean(x, v, t.expand(len(x)))
     level = [torch.log((1 - u) / u) for u in (time, t, s)]
     h, last = level[2] - level[1], level[1] - level[0]
-    ahead = clean + float(h / (2 * last)) * (clean - before)
-    return float(s / t) * x - float((1 - s) * torch.expm1(-h)) * ahead
+    ahead = clean + gaussian.rows(h / (2 * last), x) * (clean - before)
+    bent = gaussian.rows(s / t, x) * x - gaussian.rows((1 - s) * torch.expm1(-h), x) * ahead
+    return torch.where(gaussian.rows(curved, x) > 0, bent, straight)
 
 
 def _recorded(

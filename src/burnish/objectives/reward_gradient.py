@@ -92,8 +92,13 @@ class RewardGradient(Objective[Denoiser]):
         """The first step that is differentiated, and the state that it begins with."""
         rollout, plan = batch.rollout, batch.rollout.plan
         assert isinstance(plan, LatentPlan)
-        if plan.solver != "euler" and len(plan.stochastic) < plan.steps - 1:
-            raise ValueError(f"objective.reward_gradient: differentiates steps of plan.solver euler, not {plan.solver}")
+        if "dpm2" in (plan.solver, plan.finish) and len(plan.stochastic) < plan.steps - 1:
+            raise ValueError("objective.reward_gradient: differentiates steps of plan.solver euler, not dpm2")
+        if plan.ways or plan.trained_each is not None:
+            raise ValueError(
+                "objective.reward_gradient: draws every step again, and this plan skips some, or records steps that "
+                "differ from sample to sample"
+            )
         if self.last == 0 and plan.waypoint is None:
             raise ValueError(
                 "objective.reward_gradient.last: 0 begins at the plan's waypoint, and this plan has none; "

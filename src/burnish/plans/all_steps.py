@@ -12,26 +12,25 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from burnish.core import LatentPlan, Planner, Solver, Transition
-from burnish.formulas.windows import drawable, share_of
+from burnish.formulas.windows import drawable, part_of
 from burnish.viewing import viewed
 
 
 @dataclass(frozen=True)
 class AllSteps(Planner):
-    """All steps but the last are drawn at random, and all of these, or a random share of them, are learned from.
+    """All steps but the last are drawn at random, and each sample is learned from by all of these, or by its own share.
 
-    The share is the same for all samples of a training step, where DanceGRPO draws it anew for each sample.
+    Which steps are a sample's follows from the key of its noise, so that no batch split changes it.
     """
 
     transition: Transition  # how a step moves at random
     group: int = 24  # samples drawn for each prompt and compared with one another
     guidance: float = 1.0  # w in u + w (c - u), c conditional and u unconditional prediction; 1 is no guidance
     steps: int = 10  # network evaluations from noise to picture
-    train_share: float = 1.0  # part of the random steps that is learned from, chosen anew every training step
+    train_share: float = 1.0  # part of the random steps that a sample is learned from by, chosen anew for each sample
     shared_start: bool = False  # samples of a group start from one noise
     solver: Solver = "euler"  # of the steps that are not drawn at random: the last, and those of evaluation
     stored: Literal["fp32", "bf16"] = "fp32"  # states are rounded to this before anything is computed from them
-    seed: int = 0  # of the choice of the share
     evaluation_steps: int = 0  # of pictures that are only looked at; 0: as in training
     evaluation_guidance: float | None = None  # of them; None: as in training
     evaluate_with_noise: bool = False  # they too are drawn at random, as a consistency model has to be
@@ -44,13 +43,13 @@ class AllSteps(Planner):
 
     def at(self, step: int) -> LatentPlan:
         drawn = tuple(range(drawable(self.steps)))
-        some = None if self.train_share == 1 else share_of(drawn, self.train_share, "all_steps", self.seed, step)
+        some = None if self.train_share == 1 else part_of(len(drawn), self.train_share)
         return LatentPlan(
             group=self.group,
             guidance=self.guidance,
             steps=self.steps,
             stochastic=drawn,
-            trained=some,
+            trained_each=some,
             transition=self.transition,
             solver=self.solver,
             shared_start=self.shared_start,

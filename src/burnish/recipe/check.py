@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
-from burnish.core import Objective, Policy
+from burnish.core import LatentPlan, Objective, Policy
 from burnish.recipe import find
 from burnish.recipe.idle import idle
 from burnish.recipe.recipe import Recipe
@@ -119,6 +119,12 @@ def fit(recipe: Recipe) -> Iterator[str]:
             f"plan: policy {_called(recipe.policy)} is drawn from by a {given.plans.__name__}, and the plan of this "
             f"source is a {plan.__name__}"
         )
+    if recipe.optim.by_step:
+        first = recipe.source.plan_at(1)
+        if not isinstance(first, LatentPlan) or not first.learned:
+            yield "optim.by_step: takes steps of a denoiser that are drawn at random, and this plan draws none"
+        elif needs.whole_groups or needs.reward_gradient:
+            yield f"optim.by_step: {name} learns from whole samples, and not from single steps; false would work"
     if needs.reward_gradient and not recipe.reward.differentiable:
         yield f"reward: {name} differentiates the reward, but {_called(recipe.reward)} has no gradient"
     if recipe.policy.videos:

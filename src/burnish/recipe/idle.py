@@ -42,16 +42,16 @@ def _ratios(recipe: Recipe, plan: Plan) -> Iterator[str]:
     """With one update a rollout every ratio is 1, unless the law drawn from is not the law trained."""
     name, settings = _settings(recipe.objective)
     clips = [f for f in ("clip", "clip_high", "dual_clip", "cap") if settings.get(f) is not None]
-    updates = recipe.optim.epochs * recipe.optim.minibatches
+    several = recipe.optim.epochs * recipe.optim.minibatches > 1 or recipe.optim.by_step
     needs = recipe.objective.needs()
     averaged = any(copy.decay is not None for copy in needs.copies.values())  # ratios may be to one of these
     on_law = needs.anchor == "recomputed" or plan.one_law
-    if clips and updates == 1 and on_law and needs.draw_from == "live" and not averaged:
+    if clips and not several and on_law and needs.draw_from == "live" and not averaged:
         yield (
             f"objective.{name}: {', '.join(clips)} cannot act: with one update a rollout (optim.epochs x "
             "optim.minibatches = 1) every ratio is 1"
         )
-    if needs.anchor == "recomputed" and plan.one_law and updates > 1:
+    if needs.anchor == "recomputed" and plan.one_law and several:
         yield f"objective.{name}.anchor: 'recomputed' gives what was recorded: the law trained is the law drawn from"
 
 

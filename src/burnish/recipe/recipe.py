@@ -22,6 +22,7 @@ class Optim:
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # after warm-up, down to 0 at the last step
     epochs: int = 1  # passes over each rollout
     minibatches: int = 1  # updates in one pass; each takes an equal share of the samples
+    by_step: bool = False  # an update takes one step of each sample: a minibatch is as many updates as there are steps
     micro: int = 0  # samples in one forward pass; 0 takes the whole minibatch. Changes memory, not the update
 
 
