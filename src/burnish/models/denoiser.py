@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from burnish.core import Denoiser, LatentPlan, Steps
+from burnish.core import Denoiser, LatentPlan, Steps, Stirred
 from burnish.formulas import gaussian, sharing
 from burnish.formulas.noise import Noise
 from burnish.models.weights import Copies, KeepsCopies
@@ -81,10 +81,11 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         b, device = len(prompts), self.network.device
         if b % plan.together:
             raise ValueError(f"{b} samples cannot be drawn by a plan that draws {plan.together} together")
-        leader, drawn = _ways(plan, b)
+        leader, drawn = _ways(plan, noise)
+        author = sharing.authors(leader, plan.candidates, plan.learned)
         rows, distinct = distinct_prompts(prompts)
         conditions = self.network.conditions(distinct)
-        times = self.network.times(plan.steps)
+        times = plan.times(self.network.times)
         stored = torch.bfloat16 if plan.stored == "bf16" else torch.float32
         x = self._start(plan, noise, leader[:, 0]).to(stored).float()
         keep: dict[str, list[Tensor]] = {name: [] for name in ("before", "after", "mean", "logp", "std")}
@@ -102,24 +103,28 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
                 full = torch.full((len(at),), float(t), dtype=torch.float64, device=device)
                 ends, number = torch.full_like(full, float(s)), torch.full_like(full, i, dtype=torch.long)
                 mean, std = plan.move(x[at], v[at], full, ends, number)
-                z = self._noise(noise, leader[:, i + 1], i)[at]
+                z = self._noise(noise, author[:, i], f"step {i}")[at]
                 moved = (mean + gaussian.rows(std, mean) * z).to(stored).float()
                 after = after.clone()
                 after[at] = moved
+                if isinstance(plan.transition, Stirred):
+                    more = self._noise(noise, author[:, i], f"stir {i}")[at]
+                    after[at] = moved + gaussian.rows(plan.transition.stir(full, ends), moved) * more
                 if i in trained:
                     logp = plan.transition.logp(moved, mean, std)
                     for name, value in zip(keep, (x[at], moved, mean, logp, std), strict=True):
                         keep[name].append(value)
                     kept.append((at.cpu(), i))
             earlier = (gaussian.clean(x, v, t.expand(b)), t)
-            x = after.to(stored).float()
-        decisions = _recorded(keep, kept, times, leader, noise.ids, plan)
+            # A candidate goes on from the one that was chosen; all others lead themselves, or are like their leader.
+            x = after.to(stored).float() if plan.candidates == 1 else after[leader[:, i + 1]].to(stored).float()
+        decisions = _recorded(keep, kept, times, leader, author, noise.ids, plan)
         group = torch.arange(b).div(plan.compared, rounding_mode="floor")
         return Rollout(
             tuple(prompts),
             group,
             decisions,
-            self._pictures(x),
+            self._pictures(x, leader[:, -1]),
             plan,
             noise.ids,
             final=x,
@@ -129,14 +134,11 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
 
     def _start(self, plan: LatentPlan, noise: Noise, leader: Int[Tensor, " b"]) -> Tensor:
         """Starting states. Samples that share theirs take the noise of their leader."""
-        return self.network.start(self._noise(noise, leader, -1), plan.steps)
+        return self.network.start(self._noise(noise, leader, "start"), plan.grid[-1] if plan.grid else plan.steps)
 
-    def _noise(self, noise: Noise, leader: Int[Tensor, " b"], step: int) -> Tensor:
+    def _noise(self, noise: Noise, leader: Int[Tensor, " b"], what: str) -> Tensor:
         leaders, inverse = leader.unique(return_inverse=True)
-        keyed = noise.of(leaders)
-        return keyed.normal(self.network.shape, "start" if step < 0 else f"step {step}")[inverse].to(
-            self.network.device
-        )
+        return noise.of(leaders).normal(self.network.shape, what)[inverse].to(self.network.device)
 
     def _shared(
         self, x: Tensor, leader: Int[Tensor, " b"], t: Tensor, rows: Tensor, conditions: Any, guidance: float
@@ -151,8 +153,10 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         self.evaluations += len(x)
         return self.network.velocity(x, t, taken(conditions, rows), guidance)
 
-    def _pictures(self, latents: Tensor) -> Tensor:
-        return torch.cat([self.network.decode(some).clamp(0, 1) for some in latents.split(self._decode_rows)])
+    def _pictures(self, latents: Tensor, leader: Int[Tensor, " b"]) -> Tensor:
+        leaders, inverse = leader.unique(return_inverse=True)
+        parts = latents[leaders].split(self._decode_rows)
+        return torch.cat([self.network.decode(some).clamp(0, 1) for some in parts])[inverse]
 
     # --- scoring -----------------------------------------------------------------------------------------------------
 
@@ -203,8 +207,11 @@ def taken(conditions: Any, rows: Int[Tensor, " n"]) -> Any:
     return conditions
 
 
-def _ways(plan: LatentPlan, b: int) -> tuple[Tensor, Tensor]:
+def _ways(plan: LatentPlan, noise: Noise) -> tuple[Tensor, Tensor]:
     """(leader, drawn) of all samples, those that are drawn together after one another."""
+    b = len(noise.ids)
+    if plan.candidates > 1:
+        return _lanes(plan, noise)
     if plan.branches:
         leader, drawn = sharing.star(plan.group, plan.steps, plan.branches)
     else:
@@ -212,6 +219,20 @@ def _ways(plan: LatentPlan, b: int) -> tuple[Tensor, Tensor]:
     count = b // plan.together
     offset = torch.arange(b).div(plan.together, rounding_mode="floor").unsqueeze(1) * plan.together
     return leader.repeat(count, 1) + offset, drawn.repeat(count, 1)
+
+
+def _lanes(plan: LatentPlan, noise: Noise) -> tuple[Tensor, Tensor]:
+    """(leader, drawn) where candidates go on from one of them, chosen by a stream of the first."""
+    b, c = len(noise.ids), plan.candidates
+    keyed = noise.of(torch.arange(0, b, c))
+    places = [keyed.uniform(1, f"choice {i}").squeeze(1) for i in plan.learned]
+    chosen = (torch.stack(places, 1) * c).long().clamp(max=c - 1)
+    leader = sharing.lanes(c, plan.steps, plan.learned, chosen)
+    if plan.shared_start:
+        leader[:, : min(plan.stochastic) + 1] = (torch.arange(b) // plan.group * plan.group).unsqueeze(1)
+    drawn = torch.zeros(b, plan.steps, dtype=torch.bool)
+    drawn[:, list(plan.stochastic)] = True
+    return leader, drawn
 
 
 def _solved(solver: str, x: Tensor, v: Tensor, t: Tensor, s: Tensor, earlier: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -230,6 +251,7 @@ def _recorded(
     kept: Sequence[tuple[Tensor, int]],
     times: Tensor,
     leader: Int[Tensor, "b s"],
+    author: Int[Tensor, "b t"],
     ids: Sequence[int],
     plan: LatentPlan,
 ) -> tuple[Latents, ...]:
@@ -249,10 +271,10 @@ def _recorded(
     # Numbers that mean the same in every chunk of a draw: they are made from the noise id of the sample that leads.
     names = torch.tensor(ids)
 
-    def numbered(state: Tensor) -> Tensor:
-        return (names[leader[sample, state]] * (plan.steps + 1) + state).to(device)
+    def numbered(who: Tensor, state: Tensor) -> Tensor:
+        return (names[who] * (plan.steps + 1) + state).to(device)
 
-    std, node = rows("std"), numbered(step + 1)
+    std, node = rows("std"), numbered(author[sample, step], step + 1)
     _, inverse, leaves = node.unique(return_inverse=True, return_counts=True)
     return (
         Latents(
@@ -265,7 +287,7 @@ def _recorded(
             weight=(1 / leaves[inverse]).to(std),
             entropy=gaussian.entropy(std),
             step=step.to(device),
-            origin=numbered(step),
+            origin=numbered(leader[sample, step], step),
             node=node,
         ),
     )
