@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,7 +168,8 @@ class LatentPlan(Plan):
 
     Samples of a group may share a beginning: one starting noise (`shared_start`), a tree that divides at some steps
     (`forks`), or a deterministic path from which `group / len(branches)` samples branch off at each step of `branches`.
-    What is shared is computed once.
+    Or `candidates` of them are one way: at every step that is learned from each draws a state of its own, and all go on
+    from that of one of them, chosen at random. What is shared is computed once.
     """
 
     steps: int = 10  # network evaluations from noise to picture
@@ -187,6 +188,8 @@ class LatentPlan(Plan):
     # Ways through states, 0 (noise) to `steps` (picture); others are skipped. (): one, through all. Several only of
     # branches: samples that leave by one are finished on each of its ways, and are samples of the group each time
     ways: tuple[tuple[int, ...], ...] = ()
+    candidates: int = 1  # samples that draw from one state at each step learned from; excludes forks and branches
+    grid: tuple[int, ...] = ()  # steps begin at these of the times of grid[-1] even steps; (): at all of `steps`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -216,7 +219,7 @@ class LatentPlan(Plan):
                 f"trained steps {self.trained} are not all drawn at random (stochastic: {self.stochastic})"
             )
         if self.trained_each is not None:
-            if self.branches or self.forks:
+            if self.branches or self.forks or self.candidates > 1:
                 raise ValueError("trained_each: samples that share steps are learned from by the same ones")
             if not 1 <= self.trained_each <= len(self.learned):
                 raise ValueError(f"trained_each must be from 1 to {len(self.learned)}, got {self.trained_each}")
@@ -227,6 +230,18 @@ class LatentPlan(Plan):
         leaves = math.prod(children for _, children in self.forks)
         if self.forks and self.group % leaves:
             raise ValueError(f"group: {self.group} is not a multiple of the {leaves} leaves of a tree")
+        if self.candidates < 1 or self.group % self.candidates:
+            raise ValueError(f"group: {self.group} is not a multiple of {self.candidates} candidates, at least 1")
+        if self.candidates > 1 and (self.forks or self.branches or not self.learned):
+            raise ValueError(
+                "candidates: drawn at steps that are learned from, with no forks and no branches beside them"
+            )
+        if self.grid and not (
+            len(self.grid) == self.steps + 1 and self.grid[0] == 0 and sorted(set(self.grid)) == list(self.grid)
+        ):
+            raise ValueError(f"grid: {self.steps + 1} rising places, of which the first is 0; got {list(self.grid)}")
+        if any(isinstance(transition, Stirred) for transition in self.transitions):
+            raise ValueError("transitions: noise that follows a step (score_action) is that of one `transition` of all")
 
     def _check_ways(self) -> None:
         """A step drawn at random has the times of the whole grid: objectives need not ask which were skipped."""
@@ -266,6 +281,15 @@ class LatentPlan(Plan):
                 mean, std = mean.index_copy(0, at, some[0]), std.index_copy(0, at, some[1].to(std))
         return mean, std
 
+    def times(self, of: Callable[[int], Float[Tensor, " n"]]) -> Float[Tensor, " s"]:
+        """Where steps begin and end, of a model whose times `of` so many even steps are known (Denoiser.times)."""
+        return of(self.grid[-1])[list(self.grid)] if self.grid else of(self.steps)
+
+    @property
+    def chained(self) -> bool:
+        """Whether a sample goes on from the very state that it drew and recorded."""
+        return self.candidates == 1 and not isinstance(self.transition, Stirred)
+
     @property
     def learned(self) -> tuple[int, ...]:
         """Steps whose decisions are recorded, of all samples or of some."""
@@ -273,11 +297,13 @@ class LatentPlan(Plan):
 
     @property
     def compared(self) -> int:
+        if self.candidates > 1:
+            return self.candidates
         return self.group // max(1, len(self.branches), len(self.ways))
 
     @property
     def together(self) -> int:
-        return self.group if self.forks or self.branches or self.shared_start else 1
+        return self.group if self.forks or self.branches or self.shared_start else self.candidates
 
 
 @runtime_checkable
@@ -286,6 +312,15 @@ class Louder(Protocol):
 
     def louder(self, factor: float) -> Transition:
         """The same, with `factor` times the noise."""
+        ...
+
+
+@runtime_checkable
+class Stirred(Protocol):
+    """A transition may be a decision and noise after it. The decision is recorded and scored, the noise is nobody's."""
+
+    def stir(self, t: Float[Tensor, " n"], s: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Standard deviation of the noise that is added to what `move` and `logp` are about. Not of the weights."""
         ...
 
 
@@ -381,6 +416,13 @@ class Remembers(Protocol):
     """
 
     def begin(self, policy: Policy | None) -> Memory: ...
+
+
+@runtime_checkable
+class Looks(Remembers, Protocol):
+    """One that remembers may look at what the run's reward makes of states on the way. It begins with the scorer."""
+
+    def looking(self, policy: Policy, scorer: Scorer) -> Memory: ...
 
 
 class Advantage(ABC):

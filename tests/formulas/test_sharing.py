@@ -14,6 +14,20 @@ def test_independent_samples_lead_themselves():
     assert drawn.tolist() == [[True, False, True, False]] * 3
 
 
+def test_candidates_by_hand():
+    """Two ways of three samples, that part in steps 0 and 2 of 3 and go on from samples 2 and 0, and from 1 and 1."""
+    leader = sharing.lanes(3, 3, (0, 2), torch.tensor([[2, 0], [1, 1]]))
+    assert leader.T.tolist() == [[0] * 3 + [3] * 3, [2] * 3 + [4] * 3, [0] * 3 + [3] * 3, [0] * 3 + [4] * 3]
+    author = sharing.authors(leader, 3, (0, 2))
+    assert author.T.tolist() == [[0, 1, 2, 3, 4, 5], [0] * 3 + [3] * 3, [0, 1, 2, 3, 4, 5]]
+    assert sharing.evaluations(leader, sharing.visited(6, 3, ())).tolist() == [1.0] * 6  # three for each three
+
+
+def test_what_is_not_a_candidate_is_drawn_by_the_leader_of_what_follows():
+    leader, _ = sharing.tree(4, 3, (0, 1, 2), ((0, 2), (2, 2)), False)
+    assert torch.equal(sharing.authors(leader, 1, (0, 1, 2)), leader[:, 1:])
+
+
 def test_a_shared_start_lasts_until_the_first_random_step():
     leader, _ = sharing.tree(3, 4, (1, 2), (), True)
     assert leader.tolist() == [[0, 0, i, i, i] for i in range(3)]

@@ -26,6 +26,7 @@ from burnish.core import (
     Remembers,
     Reward,
     Scorer,
+    Stirred,
     Transition,
 )
 from burnish.formulas.matching import noised
@@ -142,9 +143,9 @@ def outcome(objective: Objective, of: Batch, policy: Policy | None = None) -> tu
     return loss.total.detach(), loss.count, slope
 
 
-def same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], why: str) -> None:
+def same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], why: str, close: float = 1e-9) -> None:
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a.double(), b.double(), atol=1e-9, rtol=1e-6, msg=lambda m: f"{why}: {m}")
+        torch.testing.assert_close(a.double(), b.double(), atol=close, rtol=1e-6, msg=lambda m: f"{why}: {m}")
 
 
 # --- objectives ---------------------------------------------------------------------------------------------------
@@ -433,6 +434,12 @@ def moved(transition: Transition, t: float, s: float, n: int = 3) -> tuple[Tenso
     return x, v, *transition.move(x, v, *(torch.full((n,), u, dtype=torch.float64) for u in (t, s)))
 
 
+def noise_after(transition: Transition, t: float, s: float) -> float:
+    """Deviation of the noise that follows a step, where it is a decision and noise after it."""
+    ends = (torch.tensor([u], dtype=torch.float64) for u in (t, s))
+    return transition.stir(*ends).item() if isinstance(transition, Stirred) else 0.0
+
+
 def a_point_mass_stays_where_it_is(transition: Transition) -> None:
     """Data all at c: the state is (1 - s) c + s noise, up to noise that falls with the square of the step."""
 
@@ -442,13 +449,13 @@ def a_point_mass_stays_where_it_is(transition: Transition) -> None:
         return after.item(), std.item()
 
     surplus = []
-    for h in (0.2, 0.1):
+    for h in (0.04, 0.02):
         t, s = 0.7, 0.7 - h
         slope, std = mean(1.0, 0.0, t, s)
         centre = slope * (1 - t) + mean(0.0, 1.0, t, s)[0]
         assert abs(centre - (1 - s)) < 1e-12, f"a share {centre} of the data, and not {1 - s}"
-        surplus.append(abs(slope**2 * t**2 + std**2 - s**2))
-    assert surplus[1] < 1e-12 or 3.5 < surplus[0] / surplus[1] < 4.5, f"too noisy by {surplus} at steps of 0.2 and 0.1"
+        surplus.append(abs(slope**2 * t**2 + std**2 + noise_after(transition, t, s) ** 2 - s**2))
+    assert surplus[1] < 1e-12 or 3.5 < surplus[0] / surplus[1] < 4.5, f"too noisy by {surplus} at steps of 0.04, 0.02"
 
 
 def a_row_moves_by_itself(transition: Transition) -> None:
@@ -522,7 +529,8 @@ def what_a_plan_draws_can_be_scored_again(planner: Planner) -> None:
     for step in (1, 2, 1000):
         policy, rollout = by_plan(planner.at(step))
         found = policy.logp(rollout) if rollout.decisions else rollout.logp
-        same((found,), (rollout.logp,), f"at step {step} replay differs from what was recorded")
+        # float32, and a log-probability near 0 is a difference of numbers near 1
+        same((found,), (rollout.logp,), f"at step {step} replay differs from what was recorded", 1e-6)
         assert rollout.logp.isfinite().all(), f"a log-probability at step {step} is not finite"
 
 

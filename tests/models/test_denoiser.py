@@ -21,10 +21,11 @@ from burnish.transitions.cps import CPS
 from burnish.transitions.ddim import DDIM
 from burnish.transitions.dpmpp import DPMpp
 from burnish.transitions.flow_sde import FlowSDE
+from burnish.transitions.score_action import ScoreAction
 from burnish.types import Latents, Prompt, Rollout, concatenate, take
 
 CPU = torch.device("cpu")
-TRANSITIONS = [DDIM(), FlowSDE(), CPS(), CPS(density=True), DPMpp(), Consistency()]
+TRANSITIONS = [DDIM(), FlowSDE(), CPS(), CPS(density=True), DPMpp(), Consistency(), ScoreAction(DDIM())]
 
 ALONE = LatentPlan(group=4, steps=6, stochastic=(0, 1, 2, 3, 4), transition=DDIM(), guidance=1.5)
 WINDOW = LatentPlan(group=4, steps=6, stochastic=(2, 3), transition=FlowSDE(), shared_start=True)
@@ -41,9 +42,13 @@ GRIDS = LatentPlan(
     group=8, steps=6, branches=(0, 2), transition=FlowSDE(), solver="dpm2",
     ways=((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 4, 6), (0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 4, 6)),
 )  # fmt: skip
+LANES = replace(ALONE, candidates=2, trained=(1, 3, 4), solver="dpm2")
+GRID = replace(ALONE, grid=(0, 1, 4, 5, 9, 10, 12))
+STIRRED = replace(ALONE, transition=ScoreAction(FlowSDE(), 0.1))
 PLANS = {
     "alone": ALONE, "window": WINDOW, "some": SOME, "tree": TREE, "forest": FOREST, "sparse": SPARSE, "star": STAR,
     "flash": FLASH, "grids": GRIDS, "own": OWN,
+    "lanes": LANES, "grid": GRID, "stirred": STIRRED, "both": replace(LANES, transition=ScoreAction(DDIM()), group=2),
 }  # fmt: skip
 
 every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -484,7 +489,7 @@ def test_gradients_are_finite_differences(plan, transition):
         assert slope.flatten()[place].item() == pytest.approx((up - down) / (2 * h), rel=1e-6)
 
 
-@pytest.mark.parametrize("transition", [DDIM(), FlowSDE(), CPS(), Consistency()], ids=str)
+@pytest.mark.parametrize("transition", [DDIM(), FlowSDE(), CPS(), Consistency(), ScoreAction(DDIM())], ids=str)
 def test_policy_gradients_move_the_mean_to_where_the_reward_is(transition: Transition):
     policy = DenoisingPolicy(GaussianFlow(0.0))
     (_, centre), n = policy.parameters()[0], 32

@@ -14,7 +14,9 @@ from burnish.formulas import windows
 from burnish.formulas.noise import Noise
 from burnish.plans.all_steps import AllSteps
 from burnish.plans.backward_interval import BackwardInterval
+from burnish.plans.candidates import Candidates
 from burnish.plans.ode import ODE
+from burnish.plans.random_grid import RandomGrid
 from burnish.plans.single_branch import SingleBranch
 from burnish.plans.tree import Tree
 from burnish.plans.truncated import Truncated
@@ -38,6 +40,8 @@ PLANNERS = [
     ODE(),
     Truncated(),
     WindowTree(SDE),
+    RandomGrid(SDE),
+    Candidates(SDE),
 ]
 every = pytest.mark.parametrize("planner", PLANNERS, ids=lambda planner: type(planner).__name__)
 

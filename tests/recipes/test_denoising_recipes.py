@@ -47,6 +47,7 @@ INSTEAD = {
     "gardo": {"reward": ENSEMBLE, "advantage.diverse.features": ""},
     "dpok": {"advantage.critic.text_encoder": ""},
     "diffppo": {"advantage.critic.text_encoder": ""},
+    "continuous_time_rl": {"advantage.reward_shaped_value.text_encoder": ""},
     "tdpo_r": {"advantage.temporal_critic.features": ""},
     "diversity_reward": {"advantage.diversity_credit.features": "", "advantage.diversity_credit.reference": ""},
 }

@@ -6,23 +6,24 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
-from burnish.core import Advantage, Memory, Objective, Policy, Remembers
+from burnish.core import Advantage, Looks, Memory, Objective, Policy, Remembers, Scorer
 
 C = TypeVar("C")
 STAGES = {"advantage": "weigh", "objective": "update"}  # what the metrics of a component are reported under
 
 
-def begun(component: C, policy: Policy, path: str) -> tuple[C, dict[str, Memory]]:
+def begun(component: C, policy: Policy, path: str, scorer: Scorer | None = None) -> tuple[C, dict[str, Memory]]:
     """The component at work, and all in it that remembers by its path: `advantage`, `advantage.inner`.
 
     What is wrapped begins first, so that a wrapper finds it at work. A component in which nothing remembers is itself.
+    scorer   the run's reward, for those that look at states on the way
     """
     memories: dict[str, Memory] = {}
     inside = {}
     for f in fields(component) if is_dataclass(component) else ():
         value = getattr(component, f.name)
         if isinstance(value, (Advantage, Objective)):
-            working, found = begun(value, policy, f"{path}.{f.name}")
+            working, found = begun(value, policy, f"{path}.{f.name}", scorer)
             memories |= found
             inside |= {f.name: working} if found else {}
     if inside:
@@ -30,7 +31,11 @@ def begun(component: C, policy: Policy, path: str) -> tuple[C, dict[str, Memory]
     whole: Any = component
     if not isinstance(whole, Remembers):
         return whole, memories
-    working: Any = whole.begin(policy)
+    working: Any
+    if scorer is not None and isinstance(whole, Looks):
+        working = whole.looking(policy, scorer)
+    else:
+        working = whole.begin(policy)
     return working, {**memories, path: working}
 
 

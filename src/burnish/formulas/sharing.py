@@ -78,6 +78,27 @@ def ends(seen: Bool[Tensor, "b s"]) -> Int[Tensor, "b t"]:
     return later.flip(1).cummin(1).values.flip(1)[:, 1:]
 
 
+def lanes(
+    candidates: int, steps: int, parted: Sequence[int], chosen: Int[Tensor, "n p"]
+) -> Int[Tensor, "n*candidates s"]:
+    """leader of n ways of `candidates` samples each, that part in the steps `parted` and go on from the one `chosen`.
+
+    All samples of a way have one state, that of the chosen sample after a step they part in, of the first otherwise.
+    """
+    first = torch.arange(len(chosen)) * candidates
+    leader = first.unsqueeze(1).repeat(1, steps + 1)
+    leader[:, [step + 1 for step in parted]] += chosen
+    return leader.repeat_interleave(candidates, 0)
+
+
+def authors(leader: Int[Tensor, "b s"], candidates: int, parted: Sequence[int]) -> Int[Tensor, "b t"]:
+    """Who draws what sample i draws in step j: the leader of the state after it, or i itself as a candidate."""
+    author = leader[:, 1:].clone()
+    if candidates > 1:
+        author[:, list(parted)] = torch.arange(len(leader)).unsqueeze(1)
+    return author
+
+
 def evaluations(leader: Int[Tensor, "b s"], seen: Bool[Tensor, "b s"]) -> Tensor:
     """Network evaluations that each sample stands for, (b); one that n samples share counts 1/n for each of them."""
     total = torch.zeros(len(leader))

@@ -127,13 +127,17 @@ def deviation(move: Move, time: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n"]:
     return _moved(move, time, 0.0)[1]
 
 
+def gain(move: Move, time: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n"]:
+    """|d mean / d velocity|, float64: how far the mean goes when the velocity changes by 1."""
+    return (_moved(move, time, 1.0)[0] - _moved(move, time, 0.0)[0]).abs()
+
+
 def leverage(move: Move, time: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n"]:
     """w = |d mean / d velocity| / std: deviations that a step moves by when its velocity changes by 1. float64.
 
     log r = -w dv . z - w^2 |dv|^2 / 2 (PCPO, arXiv:2509.25774). Of FlowSDE, sqrt(h) (1 / sigma + sigma (1 - t) / 2t).
     """
-    still, std = _moved(move, time, 0.0)
-    return (_moved(move, time, 1.0)[0] - still).abs() / std
+    return gain(move, time) / deviation(move, time)
 
 
 def clean_of(move: Move, steps: Latents) -> Float[Tensor, "b k *d"]:

@@ -8,6 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
+from burnish.formulas.noise import generator
+
 
 def drawable(steps: int, until: int = 0) -> int:
     """How many steps, from the first on, may be drawn at random: those before `until`; with 0 all but the last.
@@ -84,3 +88,18 @@ def growing(first: int, last: int, stages: int, step: int) -> int:
     """A whole number that goes evenly from `first` at training step 1 to `last` at training step `stages` and stays."""
     done = min(max(step - 1, 0), stages - 1)
     return first + (last - first) * done // max(stages - 1, 1)
+
+
+def scattered(steps: int, refine: int, even: bool, *key: object) -> tuple[int, ...]:
+    """`steps` + 1 rising places from 0 to `steps` x `refine`, chosen by the key.
+
+    even    one in each stretch of `refine` places around where it would be on an even grid; otherwise anywhere
+    """
+    if steps < 1 or refine < 1:
+        raise ValueError(f"steps and refine must be at least 1, got {steps} and {refine}")
+    random = generator(*key)
+    if even:
+        inner = random.integers(0, refine, steps - 1) - refine // 2 + refine * np.arange(1, steps)
+    else:
+        inner = np.sort(random.choice(np.arange(1, steps * refine), steps - 1, replace=False))
+    return (0, *inner.tolist(), steps * refine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
@@ -40,6 +41,31 @@ class StepValue(nn.Module):
     def forward(self, x: Float[Tensor, "n d"], step: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         for layer, gain in zip(self.layers, self.gains, strict=True):
             x = F.relu(gain[step] * layer(x))
+        return self.last(x).squeeze(-1)
+
+
+class TimeValue(nn.Module):
+    """F(x, t): three hidden layers that see sines and cosines of the time, so that any grid of times will do.
+
+    It begins as 0 everywhere.
+    """
+
+    def __init__(self, inputs: int, width: int, seed: int, waves: int = 6) -> None:
+        super().__init__()
+        self.waves = waves
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            sizes = [inputs + 2 * waves, width, width, width]
+            self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+            self.last = nn.Linear(width, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Float[Tensor, "n d"], t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        angle = math.pi / 2 * t.unsqueeze(1) * 2.0 ** torch.arange(self.waves, device=t.device)
+        x = torch.cat([x, angle.sin().to(x), angle.cos().to(x)], 1)
+        for layer in self.layers:
+            x = F.silu(layer(x))
         return self.last(x).squeeze(-1)
 
 

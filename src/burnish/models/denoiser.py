@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from burnish.core import Denoiser, LatentPlan, Steps
+from burnish.core import Denoiser, LatentPlan, Steps, Stirred
 from burnish.formulas import gaussian, sharing
 from burnish.formulas.noise import Noise
 from burnish.models.weights import Copies, KeepsCopies
@@ -86,7 +86,7 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         leader = course.leader
         rows, distinct = distinct_prompts(prompts)
         conditions = self.network.conditions(distinct)
-        times = self.network.times(plan.steps)
+        times = plan.times(self.network.times)
         stored = torch.bfloat16 if plan.stored == "bf16" else torch.float32
         x = self._start(plan, noise, leader[:, 0]).to(stored).float()
         keep: dict[str, list[Tensor]] = {name: [] for name in ("before", "after", "mean", "logp", "std")}
@@ -108,9 +108,13 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
                 begin = torch.full((len(of),), float(t), dtype=torch.float64, device=device)
                 end, number = torch.full_like(begin, float(times[i + 1])), torch.full_like(begin, i, dtype=torch.long)
                 mean, std = plan.move(here[of], v[of], begin, end, number)
-                z = self._noise(noise, leader[movers[random], i + 1], i)
+                author = course.author[movers[random], i]
+                z = self._noise(noise, author, f"step {i}")
                 moved = (mean + gaussian.rows(std, mean) * z).to(stored).float()
                 after[of] = moved
+                if isinstance(plan.transition, Stirred):
+                    more = self._noise(noise, author, f"stir {i}")
+                    after[of] = moved + gaussian.rows(plan.transition.stir(begin, end), moved) * more
                 told = course.recorded[movers[random], i]
                 if told.any():
                     logp = plan.transition.logp(moved, mean, std)
@@ -119,13 +123,15 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
                     kept.append((movers[random][told], i))
             clean, since[movers] = clean.index_copy(0, at, gaussian.clean(here, v, t.expand(len(at)))), t
             x = x.index_copy(0, at, after.to(stored).float())
-        decisions = _recorded(keep, kept, times, leader, noise.ids, plan)
+            if plan.candidates > 1:  # all go on from the one that was chosen
+                x = x[leader[:, i + 1].to(device)]
+        decisions = _recorded(keep, kept, times, leader, course.author, noise.ids, plan)
         group = torch.arange(b).div(plan.compared, rounding_mode="floor")
         return Rollout(
             tuple(prompts),
             group,
             decisions,
-            self._pictures(x),
+            self._pictures(x, leader[:, -1]),
             plan,
             noise.ids,
             final=x,
@@ -135,14 +141,11 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
 
     def _start(self, plan: LatentPlan, noise: Noise, leader: Int[Tensor, " b"]) -> Tensor:
         """Starting states. Samples that share theirs take the noise of their leader."""
-        return self.network.start(self._noise(noise, leader, -1), plan.steps)
+        return self.network.start(self._noise(noise, leader, "start"), plan.grid[-1] if plan.grid else plan.steps)
 
-    def _noise(self, noise: Noise, leader: Int[Tensor, " b"], step: int) -> Tensor:
+    def _noise(self, noise: Noise, leader: Int[Tensor, " b"], what: str) -> Tensor:
         leaders, inverse = leader.unique(return_inverse=True)
-        keyed = noise.of(leaders)
-        return keyed.normal(self.network.shape, "start" if step < 0 else f"step {step}")[inverse].to(
-            self.network.device
-        )
+        return noise.of(leaders).normal(self.network.shape, what)[inverse].to(self.network.device)
 
     def _shared(
         self, x: Tensor, leader: Int[Tensor, " n"], t: Tensor, rows: Tensor, conditions: Any, guidance: float
@@ -157,8 +160,10 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         self.evaluations += len(x)
         return self.network.velocity(x, t, taken(conditions, rows), guidance)
 
-    def _pictures(self, latents: Tensor) -> Tensor:
-        return torch.cat([self.network.decode(some).clamp(0, 1) for some in latents.split(self._decode_rows)])
+    def _pictures(self, latents: Tensor, leader: Int[Tensor, " b"]) -> Tensor:
+        leaders, inverse = leader.unique(return_inverse=True)
+        parts = latents[leaders].split(self._decode_rows)
+        return torch.cat([self.network.decode(some).clamp(0, 1) for some in parts])[inverse]
 
     # --- scoring -----------------------------------------------------------------------------------------------------
 
@@ -217,20 +222,15 @@ class _Course:
     seen: Bool[Tensor, "b s"]  # it goes through the state
     end: Int[Tensor, "b t"]  # the state that a step from here ends in
     drawn: Bool[Tensor, "b t"]  # the step is drawn at random
+    author: Int[Tensor, "b t"]  # the sample that draws it
     recorded: Bool[Tensor, "b t"]  # and learned from
     curved: Bool[Tensor, "b t"]  # if it is not: by the solver of second order
 
 
 def _course(plan: LatentPlan, noise: Noise) -> _Course:
     b = len(noise.ids)
-    if plan.branches:
-        leader, drawn = sharing.star(plan.group, plan.steps, plan.branches, plan.ways)
-    else:
-        leader, drawn = sharing.tree(plan.together, plan.steps, plan.stochastic, plan.forks, plan.shared_start)
-    count = b // plan.together
-    offset = torch.arange(b).div(plan.together, rounding_mode="floor").unsqueeze(1) * plan.together
-    leader, drawn = leader.repeat(count, 1) + offset, drawn.repeat(count, 1)
-    seen = sharing.visited(plan.together, plan.steps, plan.ways).repeat(count, 1)
+    leader, drawn = _lanes(plan, noise) if plan.candidates > 1 else _shares(plan, b)
+    seen = sharing.visited(plan.together, plan.steps, plan.ways).repeat(b // plan.together, 1)
     recorded = torch.zeros_like(drawn)
     recorded[:, list(plan.learned)] = drawn[:, list(plan.learned)]
     if plan.trained_each is not None:
@@ -239,7 +239,33 @@ def _course(plan: LatentPlan, noise: Noise) -> _Course:
     curved = torch.full_like(drawn, plan.solver == "dpm2")
     if plan.finish:
         curved[drawn.flip(1).cumsum(1).flip(1) == 0] = plan.finish == "dpm2"
-    return _Course(leader, seen, sharing.ends(seen), drawn, recorded, curved)
+    author = sharing.authors(leader, plan.candidates, plan.learned)
+    return _Course(leader, seen, sharing.ends(seen), drawn, author, recorded, curved)
+
+
+def _shares(plan: LatentPlan, b: int) -> tuple[Tensor, Tensor]:
+    """(leader, drawn) of samples that share a beginning, or nothing."""
+    if plan.branches:
+        leader, drawn = sharing.star(plan.group, plan.steps, plan.branches, plan.ways)
+    else:
+        leader, drawn = sharing.tree(plan.together, plan.steps, plan.stochastic, plan.forks, plan.shared_start)
+    count = b // plan.together
+    offset = torch.arange(b).div(plan.together, rounding_mode="floor").unsqueeze(1) * plan.together
+    return leader.repeat(count, 1) + offset, drawn.repeat(count, 1)
+
+
+def _lanes(plan: LatentPlan, noise: Noise) -> tuple[Tensor, Tensor]:
+    """(leader, drawn) where candidates go on from one of them, chosen by a stream of the first."""
+    b, c = len(noise.ids), plan.candidates
+    keyed = noise.of(torch.arange(0, b, c))
+    places = [keyed.uniform(1, f"choice {i}").squeeze(1) for i in plan.learned]
+    chosen = (torch.stack(places, 1) * c).long().clamp(max=c - 1)
+    leader = sharing.lanes(c, plan.steps, plan.learned, chosen)
+    if plan.shared_start:
+        leader[:, : min(plan.stochastic) + 1] = (torch.arange(b) // plan.group * plan.group).unsqueeze(1)
+    drawn = torch.zeros(b, plan.steps, dtype=torch.bool)
+    drawn[:, list(plan.stochastic)] = True
+    return leader, drawn
 
 
 def _solved(
@@ -272,6 +298,7 @@ def _recorded(
     kept: Sequence[tuple[Tensor, int]],
     times: Tensor,
     leader: Int[Tensor, "b s"],
+    author: Int[Tensor, "b t"],
     ids: Sequence[int],
     plan: LatentPlan,
 ) -> tuple[Latents, ...]:
@@ -291,10 +318,10 @@ def _recorded(
     # Numbers that mean the same in every chunk of a draw: they are made from the noise id of the sample that leads.
     names = torch.tensor(ids)
 
-    def numbered(state: Tensor) -> Tensor:
-        return (names[leader[sample, state]] * (plan.steps + 1) + state).to(device)
+    def numbered(who: Tensor, state: Tensor) -> Tensor:
+        return (names[who] * (plan.steps + 1) + state).to(device)
 
-    std, node = rows("std"), numbered(step + 1)
+    std, node = rows("std"), numbered(author[sample, step], step + 1)
     _, inverse, leaves = node.unique(return_inverse=True, return_counts=True)
     return (
         Latents(
@@ -307,7 +334,7 @@ def _recorded(
             weight=(1 / leaves[inverse]).to(std),
             entropy=gaussian.entropy(std),
             step=step.to(device),
-            origin=numbered(step),
+            origin=numbered(leader[sample, step], step),
             node=node,
         ),
     )

@@ -72,7 +72,7 @@ class PCPO(Objective[Denoiser]):
         """c of every step. A function of the plan alone, so that no split of the batch changes it."""
         known, plan = steps.latents_of(rollout, "objective.pcpo"), rollout.plan
         assert isinstance(plan, LatentPlan)
-        here, every = known.time, steps.times_of(plan.learned, policy.times(plan.steps))
+        here, every = known.time, steps.times_of(plan.learned, plan.times(policy.times))
         move, moves = steps.moving(plan, known.step), steps.moving(plan, plan.learned)
         if self.credit == "none":
             return torch.ones(here.shape[:-1])

@@ -66,11 +66,13 @@ class RewardGradient(Objective[Denoiser]):
         """The clean latents, through the last steps, and how many these are."""
         rollout, plan = batch.rollout, batch.rollout.plan
         assert isinstance(plan, LatentPlan)
+        if rollout.decisions and not plan.chained:
+            raise ValueError("objective.reward_gradient: a sample of this plan does not go on from what it recorded")
         first, x = self._beginning(batch)
         known = rollout.decisions[0] if rollout.decisions else None
         assert known is None or isinstance(known, Latents)
         at = {} if known is None else {int(step): j for j, step in enumerate(known.step[0])}
-        times = policy.times(plan.steps)
+        times = plan.times(policy.times)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             return policy.velocity(x.detach() if self.detach_input else x, t, rollout.prompts, plan.guidance)

@@ -60,7 +60,7 @@ class StepClip(Objective[Denoiser]):
         if self.step_weights == "std":
             plan, std = rollout.plan, steps.latents_of(rollout, "objective.step_clip").std
             assert isinstance(plan, LatentPlan)
-            every = steps.times_of(plan.learned, policy.times(plan.steps))
+            every = steps.times_of(plan.learned, plan.times(policy.times))
             usual = steps.deviation(steps.moving(plan, plan.learned), every).mean()
             values = values * std / float(usual)
 

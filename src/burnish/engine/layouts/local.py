@@ -47,8 +47,8 @@ class Local:
         extra = {"reference": Copy()} if recipe.advantage.reads_reference else {}
         policy.keep({**extra, **needs.copies})
         learner = Learner(policy, recipe.optim, needs, recipe.seed, recipe.steps)
-        advantage, weighing = begun(recipe.advantage, policy, "advantage")
-        objective, losing = begun(recipe.objective, policy, "objective")
+        advantage, weighing = begun(recipe.advantage, policy, "advantage", scorer)
+        objective, losing = begun(recipe.objective, policy, "objective", scorer)
         memories = Memories({**weighing, **losing})
         return Place(device, policy, scorer, measures, learner, advantage, objective, memories)
 
