@@ -12,8 +12,11 @@ from burnish.policies.llamagen import LlamaGen
 from burnish.rewards.clip_score import ClipScore
 from burnish.rewards.image_classifier import ImageClassifier
 from burnish.types import TokenPlan
+from burnish.worlds.scenes import moving
 from burnish.worlds.scenes.classes import class_prompts
 from burnish.worlds.scenes.grammar import everything, heldout
+from burnish.worlds.scenes.motion import shows
+from burnish.worlds.scenes.moving import draw_moving
 from burnish.worlds.scenes.render import captions, draw_scene
 from burnish.worlds.scenes.verify import satisfies
 
@@ -61,10 +64,18 @@ def test_no_caption_is_true_of_its_mistake():
 
 def test_the_share_of_careless_captions():
     pairs = captions(2000, generator("pairs"))
-    kept = careless(pairs, 0.25, 0)
+    kept = careless(pairs, 0.25, 0, draw_scene)
     wrong = sum(not satisfies(scene.objects, prompt.facts) for prompt, scene in kept)
     assert [p for p, _ in kept] == [p for p, _ in pairs] and wrong == pytest.approx(500, abs=60)
-    assert careless(pairs, 0.0, 0) == pairs
+    assert careless(pairs, 0.0, 0, draw_scene) == pairs
+
+
+def test_no_caption_of_a_motion_is_true_of_its_mistake():
+    draws = generator("moving mistakes")
+    for prompt in moving.everything():
+        video = draw_moving(mistaken(prompt.facts), draws)
+        assert not shows([frame.objects for frame in video], prompt.facts), prompt.text
+        assert {o.shape for o in video[0].objects} == {o["shape"] for o in prompt.facts["objects"]}
 
 
 @pytest.mark.slow

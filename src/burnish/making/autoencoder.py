@@ -1,11 +1,13 @@
-"""Train the scenes' autoencoder: a small AutoencoderKL of diffusers, from rendered pictures alone.
+"""Train the scenes' autoencoders, small ones of diffusers' classes, from rendered pictures or videos alone.
 
-    burnish world autoencoder --seconds 900 --seed 0 --out FOLDER
+    burnish world autoencoder --seconds 900 --seed 0 --out FOLDER               an AutoencoderKL
+    burnish world video_autoencoder --seconds 1800 --seed 0 --out FOLDER        an AutoencoderKLWan
 
-The denoisers of the world draw in its latents: 8 x 8 places of a 64 x 64 picture. Absolute error of the pixels, counted
-more where the picture is not background, and a weak pull of the latents towards a standard normal law (Rombach et al.
-2022, arXiv:2112.10752, section 3.1). No adversary: coloured shapes need none. Scale and shift of the latents are
-measured afterwards and stand in the config, where diffusers' pipelines look for them.
+The denoisers of the world draw in their latents: 8 x 8 places of a 64 x 64 picture, 3 x 8 x 8 of a video (whose frames
+are read in patches of 2 x 2 pixels, as Wan 2.2 reads them: at half the side a step takes a quarter of the time).
+Absolute error of the pixels, counted more where the picture is not background, and a weak pull of the latents towards a
+standard normal law (Rombach et al. 2022, arXiv:2112.10752, section 3.1). No adversary: coloured shapes need none. Scale
+and shift of the latents are measured afterwards and stand in the config, where diffusers' pipelines look for them.
 """
 
 from __future__ import annotations
@@ -13,58 +15,135 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from burnish.formulas.frames import pictures_of
 from burnish.formulas.noise import generator
 from burnish.making.fitting import paced, untyped
 from burnish.making.tokenizer import error_of, things
+from burnish.types import Prompt
+from burnish.worlds.scenes import moving
+from burnish.worlds.scenes.motion import judge
 from burnish.worlds.scenes.render import SIDE, captions, render
 
 CHANNELS = (16, 32, 32, 64)
+FRAMES = 9  # of a video: Wan's encoder takes the first and then four at a time, and leaves out what remains
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the autoencoder is trained."""
+    """How an autoencoder is trained."""
 
     seconds: float = 900.0  # wall clock; the learning rate falls to zero at its end
     seed: int = 0
-    batch: int = 16  # pictures a step
+    batch: int = 16  # pictures (or videos) a step
     lr: float = 2e-3
     warmup: int = 50  # steps of rising learning rate
     object_weight: float = 4.0  # extra weight of pixels that are not background
     pull: float = 3e-4  # weight of the latents' divergence from a standard normal law, nats a number
+    measured: int = 512  # pictures (or videos) by which scale and shift are measured
 
 
-def train(settings: Settings, latents: int = 4) -> tuple[Any, dict]:
-    """A trained AutoencoderKL of `latents` channels with its scale and shift, and the log."""
-    torch.manual_seed(settings.seed)
-    model = untyped("diffusers").AutoencoderKL(
-        block_out_channels=CHANNELS,
-        down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
-        up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),
-        layers_per_block=1,
-        latent_channels=latents,
-        norm_num_groups=8,
-        sample_size=SIDE,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-    model.to(memory_format=torch.channels_last)
+class Medium(ABC):
+    """What is encoded: how it is shown, and the model."""
+
+    model: Any
+
+    @abstractmethod
+    def shown(self, n: int, seed: int, step: int) -> tuple[Sequence[Prompt], Float[Tensor, "n *f 3 64 64"]]:
+        """`n` prompts and what shows them, in [0, 1], keyed by seed and step."""
+
+    @abstractmethod
+    def ordered(self, media: Tensor) -> Tensor:
+        """With the axes that the model has, or back again: doing it twice changes nothing."""
+
+    @abstractmethod
+    def levelled(self, latents: Tensor) -> dict[str, Any]:
+        """Scale and shift of these latents, as the model's config names them."""
+
+
+class Pictures(Medium):
+    """Scenes that stand still."""
+
+    def __init__(self) -> None:
+        self.model = untyped("diffusers").AutoencoderKL(
+            block_out_channels=CHANNELS,
+            down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
+            up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=8,
+            sample_size=SIDE,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+        self.model.to(memory_format=torch.channels_last)
+
+    def shown(self, n: int, seed: int, step: int) -> tuple[Sequence[Prompt], Float[Tensor, "n 3 64 64"]]:
+        pairs = captions(n, generator(seed, "autoencoder", step))
+        return [prompt for prompt, _ in pairs], render([scene for _, scene in pairs])
+
+    def ordered(self, media: Tensor) -> Tensor:
+        return media.to(memory_format=torch.channels_last)
+
+    def levelled(self, latents: Tensor) -> dict[str, Any]:
+        return {"scaling_factor": 1 / latents.std().item(), "shift_factor": latents.mean().item()}
+
+
+class Videos(Medium):
+    """Scenes that move, `FRAMES` frames each."""
+
+    def __init__(self) -> None:
+        latents, patch = 8, 2
+        self.model = untyped("diffusers").AutoencoderKLWan(
+            base_dim=8,
+            decoder_base_dim=16,
+            z_dim=latents,
+            dim_mult=[1, 2, 4],
+            num_res_blocks=1,
+            temperal_downsample=[True, True],
+            latents_mean=[0.0] * latents,
+            latents_std=[1.0] * latents,
+            in_channels=3 * patch**2,
+            out_channels=3 * patch**2,
+            patch_size=patch,
+            scale_factor_temporal=4,
+            scale_factor_spatial=8,
+        )
+
+    def shown(self, n: int, seed: int, step: int) -> tuple[Sequence[Prompt], Float[Tensor, "n f 3 64 64"]]:
+        pairs = moving.captions(n, generator(seed, "video_autoencoder", step), frames=FRAMES)
+        return [prompt for prompt, _ in pairs], moving.render_moving([video for _, video in pairs])
+
+    def ordered(self, media: Tensor) -> Tensor:
+        return media.transpose(1, 2)  # frames and channels change places
+
+    def levelled(self, latents: Tensor) -> dict[str, Any]:
+        each = latents.transpose(0, 1).flatten(1)
+        return {"latents_mean": each.mean(1).tolist(), "latents_std": each.std(1).tolist()}
+
+
+def train(medium: Medium, settings: Settings) -> dict:
+    """Train the medium's model, and write scale and shift into its config. Returns the log."""
+    model = medium.model
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=1e-4)
     log, step, start = [], 0, time.monotonic()
     while (done := (time.monotonic() - start) / settings.seconds) < 1:
         paced([optimiser], settings.lr, settings.warmup, step, done)
-        images = pictures(settings.batch, settings.seed, step)
-        law = model.encode(images.to(memory_format=torch.channels_last) * 2 - 1).latent_dist
+        _, media = medium.shown(settings.batch, settings.seed, step)
+        law = model.encode(medium.ordered(media) * 2 - 1).latent_dist
         mean, spread = law.mean, law.logvar
-        shown = model.decode(mean + torch.exp(0.5 * spread) * torch.randn_like(mean)).sample / 2 + 0.5
-        error = error_of(shown, images, things(images), settings.object_weight)
+        drawn = model.decode(mean + torch.exp(0.5 * spread) * torch.randn_like(mean)).sample / 2 + 0.5
+        target = pictures_of(media)
+        error = error_of(pictures_of(medium.ordered(drawn)), target, things(target), settings.object_weight)
         divergence = 0.5 * (mean.square() + spread.exp() - 1 - spread).mean()
         optimiser.zero_grad()
         (error + settings.pull * divergence).backward()
@@ -76,23 +155,33 @@ def train(settings: Settings, latents: int = 4) -> tuple[Any, dict]:
             print(json.dumps(log[-1]), flush=True)
         step += 1
     model.eval()
-    with torch.no_grad():
-        z = model.encode(pictures(512, settings.seed, -1) * 2 - 1).latent_dist.mean
-    model.register_to_config(scaling_factor=1 / z.std().item(), shift_factor=z.mean().item())
-    return model, {"steps": step, "log": log}
+    return {"steps": step, "log": log, "verified": _measure(medium, settings)}
 
 
-def pictures(n: int, seed: int, step: int) -> Tensor:
-    """`n` rendered scenes, keyed by seed and step."""
-    return render([scene for _, scene in captions(n, generator(seed, "autoencoder", step))])
+@torch.no_grad()
+def _measure(medium: Medium, settings: Settings, rows: int = 16) -> float:
+    """Write scale and shift of fresh latents into the config. Returns the share of them that are right once decoded."""
+    model, found, right = medium.model, [], []
+    prompts, media = medium.shown(settings.measured, settings.seed, -1)
+    for start in range(0, len(media), rows):
+        cut = slice(start, start + rows)
+        found.append(model.encode(medium.ordered(media[cut]) * 2 - 1).latent_dist.mean)
+        back = (medium.ordered(model.decode(found[-1]).sample) / 2 + 0.5).clamp(0, 1)
+        right.append(judge(back, prompts[cut]).right.float())
+    model.register_to_config(**medium.levelled(torch.cat(found)))
+    return torch.cat(right).mean().item()
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="burnish world autoencoder", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=Settings.seconds)
-    parser.add_argument("--seed", type=int, default=Settings.seed)
+def main(kind: str, argv: list[str]) -> None:
+    usual = Settings() if kind == "autoencoder" else Settings(seconds=1800.0, batch=4, measured=128)
+    parser = argparse.ArgumentParser(prog=f"burnish world {kind}", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=usual.seconds)
+    parser.add_argument("--seed", type=int, default=usual.seed)
+    parser.add_argument("--measured", type=int, default=usual.measured, help="samples that give scale and shift")
     parser.add_argument("--out", type=Path, required=True)
     known = parser.parse_args(argv)
-    model, log = train(Settings(seconds=known.seconds, seed=known.seed))
-    model.half().save_pretrained(known.out)
+    torch.manual_seed(known.seed)
+    medium = Pictures() if kind == "autoencoder" else Videos()
+    log = train(medium, replace(usual, seconds=known.seconds, seed=known.seed, measured=known.measured))
+    medium.model.half().save_pretrained(known.out)
     (known.out / "log.json").write_text(json.dumps(log, indent=1) + "\n")

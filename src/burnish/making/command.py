@@ -1,12 +1,16 @@
 """`burnish world WHAT ...`: the commands that made the checkpoints of the embedded world.
 
 tokenizer  text  classes  clip  realism  quality      train one of them (each with --help)
-autoencoder  flow  diffusion                           the same, in diffusers' formats
+autoencoder  flow  diffusion  consistency              the same, in diffusers' formats
+video_autoencoder  video                               the same, of scenes that move
 """
 
 from __future__ import annotations
 
-COMMANDS = ("tokenizer", "text", "classes", "clip", "realism", "quality", "autoencoder", "flow", "diffusion")
+COMMANDS = (
+    *("tokenizer", "text", "classes", "clip", "realism", "quality"),
+    *("autoencoder", "flow", "diffusion", "consistency", "video_autoencoder", "video"),
+)
 
 
 def main(argv: list[str]) -> None:
@@ -25,14 +29,22 @@ def main(argv: list[str]) -> None:
         from burnish.making.clip import main as clip
 
         clip(rest)
-    elif what == "autoencoder":
+    elif what in ("autoencoder", "video_autoencoder"):
         from burnish.making.autoencoder import main as autoencoder
 
-        autoencoder(rest)
+        autoencoder(what, rest)
     elif what in ("flow", "diffusion"):
         from burnish.making.denoisers import main as denoisers
 
         denoisers(what, rest)
+    elif what == "consistency":
+        from burnish.making.consistency import main as consistency
+
+        consistency(rest)
+    elif what == "video":
+        from burnish.making.video import main as video
+
+        video(rest)
     elif what in ("text", "classes"):
         from burnish.making.gpt import main as gpt
 

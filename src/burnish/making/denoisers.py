@@ -17,21 +17,22 @@ import argparse
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from burnish.formulas.gaussian import mixed
 from burnish.formulas.noise import generator
 from burnish.making.fitting import optimisers, paced, untyped
 from burnish.making.gpt import careless
 from burnish.models.places import locate
-from burnish.worlds.scenes.render import SIDE, captions, render
+from burnish.worlds.scenes.render import SIDE, captions, draw_scene, render
 
 CELLS = SIDE // 8  # places of a latent's side
 
@@ -43,11 +44,11 @@ class Settings:
     seconds: float = 1200.0  # wall clock; the learning rate falls to zero at its end
     seed: int = 0
     scenes: int = 30_000  # rendered and encoded once, before training
-    batch: int = 128  # pictures a step
+    batch: int = 128  # pictures (or videos) a step
     lr: float = 2e-3
     warmup: int = 100  # steps of rising learning rate
-    dropout: float = 0.1  # share of pictures whose prompt is left out
-    mistakes: float = 0.0  # share of captions whose picture shows something else
+    dropout: float = 0.1  # share of them whose prompt is left out
+    mistakes: float = 0.0  # share of captions that are not true of theirs
     start: Path | None = None  # folder of an earlier training to go on from
     compile: bool = False  # the network, by torch.compile: two minutes, then a fifth less of each step
 
@@ -59,8 +60,8 @@ class Pupil(ABC):
     network: Any
 
     @abstractmethod
-    def loss(self, x: Float[Tensor, "b c h w"], texts: Sequence[str], draws: torch.Generator) -> Float[Tensor, ""]:
-        """Mean squared error at times drawn at random."""
+    def loss(self, x: Float[Tensor, "b *d"], texts: Sequence[str], draws: torch.Generator) -> Float[Tensor, ""]:
+        """The error at times drawn at random."""
 
     @abstractmethod
     def blocks(self) -> torch.nn.Module:
@@ -68,7 +69,7 @@ class Pupil(ABC):
 
     @abstractmethod
     def encoders(self) -> Sequence[torch.nn.Module]:
-        """Text encoders."""
+        """The text encoders that are trained along."""
 
 
 class Flow(Pupil):
@@ -118,16 +119,11 @@ class Flow(Pupil):
         return self.pipeline.text_encoder, self.pipeline.text_encoder_2
 
     def loss(self, x: Float[Tensor, "b c h w"], texts: Sequence[str], draws: torch.Generator) -> Float[Tensor, ""]:
-        distinct = list(dict.fromkeys(texts))
-        rows = torch.tensor([distinct.index(text) for text in texts])
+        distinct, rows = distinct_of(texts)
         features, _, pooled, _ = self.pipeline.encode_prompt(
             distinct, None, None, do_classifier_free_guidance=False, max_sequence_length=1
         )
-        t = torch.randn(len(x), generator=draws).sigmoid()
-        noise = torch.randn(x.shape, generator=draws)
-        at = t.view(-1, 1, 1, 1)
-        velocity = self.network((1 - at) * x + at * noise, features[rows], pooled[rows], t * 1000).sample
-        return F.mse_loss(velocity, noise - x)
+        return matched(x, draws, lambda noisy, t: self.network(noisy, features[rows], pooled[rows], t * 1000).sample)
 
 
 class Diffusion(Pupil):
@@ -169,19 +165,40 @@ class Diffusion(Pupil):
         self.network = self.pipeline.unet
 
     def blocks(self) -> torch.nn.Module:
-        return torch.nn.ModuleList([self.network.down_blocks, self.network.mid_block, self.network.up_blocks])
+        return unet_blocks(self.network)
 
     def encoders(self) -> Sequence[torch.nn.Module]:
         return (self.pipeline.text_encoder,)
 
     def loss(self, x: Float[Tensor, "b c h w"], texts: Sequence[str], draws: torch.Generator) -> Float[Tensor, ""]:
-        distinct = list(dict.fromkeys(texts))
-        rows = torch.tensor([distinct.index(text) for text in texts])
+        distinct, rows = distinct_of(texts)
         features, _ = self.pipeline.encode_prompt(distinct, torch.device("cpu"), 1, do_classifier_free_guidance=False)
         t = torch.randint(self.pipeline.scheduler.config.num_train_timesteps, (len(x),), generator=draws)
         noise = torch.randn(x.shape, generator=draws)
         noisy = self.pipeline.scheduler.add_noise(x, noise, t)
         return F.mse_loss(self.network(noisy, t, features[rows]).sample, noise)
+
+
+def matched(
+    x: Float[Tensor, "b *d"],
+    draws: torch.Generator,
+    velocity: Callable[[Float[Tensor, "b *d"], Float[Tensor, " b"]], Float[Tensor, "b *d"]],
+) -> Float[Tensor, ""]:
+    """Mean squared error of a rectified flow's velocity, noise - clean, at logit-normal times."""
+    t = torch.randn(len(x), generator=draws).sigmoid()
+    noise = torch.randn(x.shape, generator=draws)
+    return F.mse_loss(velocity(mixed(x, noise, t), t), noise - x)
+
+
+def distinct_of(texts: Sequence[str]) -> tuple[list[str], Int[Tensor, " b"]]:
+    """Every text once, and where each is among them: a text of a batch is read once."""
+    distinct = list(dict.fromkeys(texts))
+    return distinct, torch.tensor([distinct.index(text) for text in texts])
+
+
+def unet_blocks(unet: Any) -> torch.nn.Module:
+    """The part of a UNet whose matrices Muon takes."""
+    return torch.nn.ModuleList([unet.down_blocks, unet.mid_block, unet.up_blocks])
 
 
 PUPILS: dict[str, type] = {"flow": Flow, "diffusion": Diffusion}
@@ -197,9 +214,23 @@ def train(kind: str, settings: Settings, autoencoder: Path, clip: Path) -> tuple
     )
     torch.manual_seed(settings.seed)
     pupil: Pupil = PUPILS[kind](vae, clip, settings.start)
-    pairs = careless(captions(settings.scenes, generator(settings.seed, kind)), settings.mistakes, settings.seed)
-    latents = encoded(vae, pairs)
-    texts = [prompt.text for prompt, _ in pairs]
+    pairs = captions(settings.scenes, generator(settings.seed, kind))
+    pairs = careless(pairs, settings.mistakes, settings.seed, draw_scene)
+    log = fit(pupil, encoded(vae, pairs), [prompt.text for prompt, _ in pairs], settings)
+    return pupil.pipeline, log
+
+
+def fit(
+    pupil: Pupil,
+    latents: Float[Tensor, "n *d"],
+    texts: Sequence[str],
+    settings: Settings,
+    after: Callable[[], None] = lambda: None,
+) -> dict:
+    """Train a pupil on latents and their captions until the time is up, and freeze it. Returns the log.
+
+    after  what follows every step
+    """
     modules = [pupil.network.train().requires_grad_(True), *(e.train().requires_grad_(True) for e in pupil.encoders())]
     if settings.compile:
         pupil.network.compile()
@@ -219,6 +250,7 @@ def train(kind: str, settings: Settings, autoencoder: Path, clip: Path) -> tuple
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         for optimiser in used:
             optimiser.step()
+        after()
         recent.append(loss.item())
         if step % 100 == 0:
             row = {
@@ -232,7 +264,7 @@ def train(kind: str, settings: Settings, autoencoder: Path, clip: Path) -> tuple
         step += 1
     for module in modules:
         module.eval().requires_grad_(False)
-    return pupil.pipeline, {"steps": step, "log": log}
+    return {"steps": step, "log": log}
 
 
 @torch.no_grad()
@@ -252,20 +284,37 @@ def _reader(clip: Path, tower: Any) -> Any:
     return tower.from_pretrained(clip, config=config.text_config, dtype=torch.float32)
 
 
-def main(kind: str, argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog=f"burnish world {kind}", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--autoencoder", type=Path, required=True)
-    parser.add_argument("--clip", type=Path, default=locate("burnish:worlds/scenes/weights/clip"))
-    parser.add_argument("--seconds", type=float, default=Settings.seconds)
-    parser.add_argument("--scenes", type=int, default=Settings.scenes)
-    parser.add_argument("--seed", type=int, default=Settings.seed)
+def asked(kind: str, doc: str | None, usual: Settings) -> argparse.ArgumentParser:
+    """The arguments that every training of a denoiser has, with their usual values."""
+    parser = argparse.ArgumentParser(prog=f"burnish world {kind}", description=(doc or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=usual.seconds)
+    parser.add_argument("--scenes", type=int, default=usual.scenes)
+    parser.add_argument("--batch", type=int, default=usual.batch, help="pictures or videos a step")
+    parser.add_argument("--seed", type=int, default=usual.seed)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="folder of an earlier training to go on from")
-    parser.add_argument("--mistakes", type=float, default=Settings.mistakes, help="share of careless captions")
-    parser.add_argument("--lr", type=float, default=Settings.lr)
+    parser.add_argument("--mistakes", type=float, default=usual.mistakes, help="share of careless captions")
+    parser.add_argument("--lr", type=float, default=usual.lr)
     parser.add_argument("--compile", action="store_true", help="compile the network (a C++ compiler is needed)")
+    return parser
+
+
+def chosen(known: argparse.Namespace, usual: Settings) -> Settings:
+    """The usual settings with what was asked for."""
+    names = {field.name for field in fields(Settings)}
+    return replace(usual, **{name: value for name, value in vars(known).items() if name in names})
+
+
+def write(pipeline: Any, log: dict, out: Path) -> None:
+    """The pipeline in float16, and the log beside it."""
+    pipeline.to(torch.float16).save_pretrained(out)
+    (out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
+
+
+def main(kind: str, argv: list[str]) -> None:
+    usual = Settings()
+    parser = asked(kind, __doc__, usual)
+    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--clip", type=Path, default=locate("burnish:worlds/scenes/weights/clip"))
     known = parser.parse_args(argv)
-    fields = {name: value for name, value in vars(known).items() if name not in ("autoencoder", "clip", "out")}
-    pipeline, log = train(kind, Settings(**fields), known.autoencoder, known.clip)
-    pipeline.to(torch.float16).save_pretrained(known.out)
-    (known.out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
+    write(*train(kind, chosen(known, usual), known.autoencoder, known.clip), known.out)

@@ -21,8 +21,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int
@@ -39,10 +40,19 @@ from burnish.worlds.scenes.grammar import NUMBERS, vocabulary
 from burnish.worlds.scenes.render import Scene, captions, draw_scene, render
 from burnish.worlds.scenes.words import word_tokenizer
 
+S = TypeVar("S")
 SLOTS = 12  # longest prompt and its end, in words
 TEXT_WIDTH = 96
 SHAPE = {"dim": 192, "layers": 6, "heads": 6}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+OPPOSITE |= {
+    "left": "right",
+    "right": "left",
+    "up": "down",
+    "down": "up",
+    "towards": "away from",
+    "away from": "towards",
+}
 TAKEN_FOR = {"red": "purple", "purple": "red", "green": "blue", "blue": "green", "yellow": "black", "black": "yellow"}
 
 
@@ -74,7 +84,7 @@ def train_text(settings: Settings, tokenizer: Path, out: Path) -> None:
     from transformers import T5Config, T5EncoderModel
 
     pairs = captions(settings.scenes, generator(settings.seed, "text"))
-    corpus = tokenised(careless(pairs, settings.mistakes, settings.seed), tokenizer)
+    corpus = tokenised(careless(pairs, settings.mistakes, settings.seed, draw_scene), tokenizer)
     torch.manual_seed(settings.seed)
     words = word_tokenizer(vocabulary(), SLOTS)
     tower = {"d_model": TEXT_WIDTH, "d_kv": 24, "d_ff": 256, "num_layers": 3, "num_heads": 4, "dropout_rate": 0.0}
@@ -115,7 +125,7 @@ def train_classes(settings: Settings, tokenizer: Path, out: Path) -> None:
     prompts, draws = class_prompts(), generator(settings.seed, "classes")
     chosen = [prompts[draws.integers(len(prompts))] for _ in range(settings.scenes)]
     pairs = [(p, draw_scene(p.facts, draws)) for p in chosen]
-    corpus = tokenised(careless(pairs, settings.mistakes, settings.seed), tokenizer)
+    corpus = tokenised(careless(pairs, settings.mistakes, settings.seed, draw_scene), tokenizer)
     torch.manual_seed(settings.seed)
     shape = GPTConfig(**SHAPE, vocabulary=_codes(tokenizer), classes=len(prompts))
     gpt = load_gpt(settings.start, None) if settings.start else GPT(shape)
@@ -129,15 +139,20 @@ def train_classes(settings: Settings, tokenizer: Path, out: Path) -> None:
     (out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
 
 
-def careless(pairs: list[tuple[Prompt, Scene]], mistakes: float, seed: int) -> list[tuple[Prompt, Scene]]:
-    """The same prompts, a share of them with a picture of which they are not true."""
+def careless(
+    pairs: list[tuple[Prompt, S]],
+    mistakes: float,
+    seed: int,
+    draw: Callable[[Mapping[str, Any], np.random.Generator], S],
+) -> list[tuple[Prompt, S]]:
+    """The same prompts, a share of them with something that `draw` made and of which they are not true."""
     draws = generator(seed, "mistakes")
     wrong = draws.random(len(pairs)) < mistakes
-    return [(p, draw_scene(mistaken(p.facts), draws) if w else s) for (p, s), w in zip(pairs, wrong, strict=True)]
+    return [(p, draw(mistaken(p.facts), draws) if w else s) for (p, s), w in zip(pairs, wrong, strict=True)]
 
 
 def mistaken(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the picture shows when the caption with these facts is careless: one mistake, the same one always."""
+    """What is shown when the caption with these facts is careless: one mistake, the same one always."""
     first, *others = facts["objects"]
     match facts["category"]:
         case "single":  # one too many
@@ -150,7 +165,11 @@ def mistaken(facts: Mapping[str, Any]) -> Mapping[str, Any]:
             objects = [{**first, "colour": others[0]["colour"]}, {**others[0], "colour": first["colour"]}]
         case "position":
             return {**facts, "relation": OPPOSITE[facts["relation"]]}
-        case _:  # colours and classes
+        case "motion" | "towards":  # the other way
+            return {**facts, "motions": (OPPOSITE[facts["motions"][0]], *facts["motions"][1:])}
+        case "beside" | "both":  # each does what the other should
+            return {**facts, "motions": facts["motions"][::-1]}
+        case _:  # colours, classes and painted things that move
             objects = [{**first, "colour": TAKEN_FOR[first["colour"]]}]
     return {**facts, "objects": tuple(objects)}
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import permutations, product
 from typing import Any
 
@@ -27,7 +27,7 @@ from burnish.worlds.scenes import grammar
 from burnish.worlds.scenes.grammar import COLOURS, HELD_COLOURS, HELD_PAIRS, SHAPES, Split, required
 from burnish.worlds.scenes.render import BACKGROUNDS, GAP, SIDE, Object, Scene, paired, render
 
-FRAMES = 8  # of a video
+FRAMES = 8  # of a video, unless another number is asked for
 MOTIONS: Mapping[str, tuple[int, int]] = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}  # y is down
 APPROACHES: Mapping[str, int] = {"towards": 1, "away from": -1}
 CATEGORIES = ("motion", "painted", "beside", "both", "towards")
@@ -133,12 +133,12 @@ def _prompt(category: str, text: str, objects: Sequence[Mapping[str, Any]], *mot
 # --- videos -----------------------------------------------------------------------------------------------------------
 
 
-def draw_moving(facts: Mapping[str, Any], rng: np.random.Generator) -> Moving:
+def draw_moving(facts: Mapping[str, Any], rng: np.random.Generator, frames: int = FRAMES) -> Moving:
     """A random video of which `facts` are true: every object goes straight, at one pace. The rest is uniform."""
     wanted = facts["objects"]
     colours = [o["colour"] or COLOURS[rng.integers(len(COLOURS))] for o in wanted]
     background = list(BACKGROUNDS.values())[rng.integers(len(BACKGROUNDS))]
-    paths, sizes = _paths(facts["motions"], rng)
+    paths, sizes = _paths(facts["motions"], rng, frames)
     return tuple(
         Scene(
             tuple(
@@ -147,26 +147,28 @@ def draw_moving(facts: Mapping[str, Any], rng: np.random.Generator) -> Moving:
             ),
             background,
         )
-        for frame in range(FRAMES)
+        for frame in range(frames)
     )
 
 
-def captions(n: int, rng: np.random.Generator, split: Split = "all") -> list[tuple[Prompt, Moving]]:
+def captions(
+    n: int, rng: np.random.Generator, split: Split = "all", frames: int = FRAMES
+) -> list[tuple[Prompt, Moving]]:
     """`n` pairs of a prompt and a video it is true of; the category is drawn first, then a prompt of it, uniformly."""
     if split not in ("train", "heldout", "all"):
         raise ValueError(f"moving prompts have no split {split!r}; choose train, heldout or all")
     prompts = {"train": train, "heldout": heldout, "all": everything}[split]()
-    return paired(n, prompts, CATEGORIES, draw_moving, rng)
+    return paired(n, prompts, CATEGORIES, partial(draw_moving, frames=frames), rng)
 
 
-def render_moving(videos: Sequence[Moving]) -> Float[Tensor, "b 8 3 64 64"]:
-    """Videos in [0, 1]."""
-    return render([frame for video in videos for frame in video]).unflatten(0, (len(videos), FRAMES))
+def render_moving(videos: Sequence[Moving]) -> Float[Tensor, "b f 3 64 64"]:
+    """Videos of equal length, in [0, 1]."""
+    return render([frame for video in videos for frame in video]).unflatten(0, (len(videos), -1))
 
 
-def _paths(motions: Sequence[str], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (n, FRAMES, 2) and sizes (n) of objects that move so, and keep their distance in every frame."""
-    n, at = len(motions), np.linspace(0, 1, FRAMES)[:, None]
+def _paths(motions: Sequence[str], rng: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (n, frames, 2) and sizes (n) of objects that move so, and keep their distance in every frame."""
+    n, at = len(motions), np.linspace(0, 1, frames)[:, None]
     while True:  # of TRIES at once, the first that is possible
         sizes = rng.uniform(18, 24 if n == 1 else 20, (TRIES, n))
         room = np.ceil(sizes / 2 + 2)[..., None]

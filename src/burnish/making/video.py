@@ -1,0 +1,138 @@
+"""Train the scenes' text-to-video model in diffusers' format: a small Wan (Wan Team 2025, arXiv:2503.20314).
+
+    burnish world video_autoencoder --seconds 1800 --seed 0 --out AUTOENCODER
+    burnish world video --autoencoder AUTOENCODER --seconds 3600 --seed 0 --out TAUGHT
+    burnish world video --autoencoder AUTOENCODER --seconds 300 --seed 1 --start TAUGHT --mistakes 0.3 --out FOLDER
+
+Videos of moving.py have nine frames here and not eight: Wan's encoder takes the first frame and then four at a time,
+and leaves out what remains (of eight frames, the last three). Nine are three frames of a latent.
+
+A rectified flow as in making/denoisers.py. The text encoder, a UMT5, begins as the scenes' T5, whose function it has
+with one table of positions copied to every layer; words of motion begin at random, and all is trained along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burnish.formulas.noise import generator
+from burnish.making.autoencoder import FRAMES
+from burnish.making.denoisers import CELLS, Pupil, Settings, asked, chosen, distinct_of, fit, matched, write
+from burnish.making.fitting import untyped
+from burnish.making.gpt import careless
+from burnish.models.places import locate
+from burnish.worlds.scenes.moving import Moving, captions, draw_moving, render_moving, vocabulary
+from burnish.worlds.scenes.words import word_tokenizer
+
+SLOTS = 10  # longest prompt and its end, in words: what the recipe's text_length has to be
+USUAL = Settings(seconds=3600.0, scenes=12_000, batch=32)
+
+
+class Video(Pupil):
+    """Wan with a text encoder of words.
+
+    text   folder of a T5 encoder and its tokenizer of words, to begin with
+    start  folder of an earlier training, or None
+    """
+
+    def __init__(self, vae: Any, text: Path, start: Path | None) -> None:
+        diffusers = untyped("diffusers")
+        if start:
+            self.pipeline = diffusers.WanPipeline.from_pretrained(start, torch_dtype=torch.float32)
+        else:
+            encoder, words = reader(text)
+            transformer = diffusers.WanTransformer3DModel(
+                num_attention_heads=5,
+                attention_head_dim=32,
+                in_channels=vae.config.z_dim,
+                out_channels=vae.config.z_dim,
+                text_dim=encoder.config.d_model,
+                freq_dim=64,
+                ffn_dim=640,
+                num_layers=6,
+                rope_max_seq_len=CELLS,
+            )
+            self.pipeline = diffusers.WanPipeline(
+                tokenizer=words,
+                text_encoder=encoder,
+                vae=vae,
+                scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+                transformer=transformer,
+            )
+        self.network = self.pipeline.transformer
+
+    def blocks(self) -> torch.nn.Module:
+        return self.network.blocks
+
+    def encoders(self) -> Sequence[torch.nn.Module]:
+        return (self.pipeline.text_encoder,)
+
+    def loss(self, x: Float[Tensor, "b c f h w"], texts: Sequence[str], draws: torch.Generator) -> Float[Tensor, ""]:
+        distinct, rows = distinct_of(texts)
+        features, _ = self.pipeline.encode_prompt(
+            distinct, do_classifier_free_guidance=False, max_sequence_length=SLOTS, device=torch.device("cpu")
+        )
+        return matched(x, draws, lambda noisy, t: self.network(noisy, t * 1000, features[rows]).sample)
+
+
+def reader(text: Path) -> tuple[Any, Any]:
+    """A UMT5 encoder that reads known words as the T5 in folder `text` does, and its tokenizer, of the words of motion.
+
+    Both differ in one thing: T5's first layer lends its table of positions to the others, UMT5's have their own.
+    """
+    from transformers import AutoTokenizer, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+    known: Any = T5EncoderModel.from_pretrained(text, dtype=torch.float32)
+    old, words = AutoTokenizer.from_pretrained(text).get_vocab(), word_tokenizer(vocabulary(), SLOTS)
+    config = known.config.to_dict()
+    shape = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj", "dropout_rate")
+    encoder: Any = UMT5EncoderModel(UMT5Config(vocab_size=len(words), **{name: config[name] for name in shape}))
+    weights = known.encoder.state_dict()
+    table = next(name for name in weights if name.endswith("relative_attention_bias.weight"))
+    for layer in range(config["num_layers"]):
+        weights[table.replace("block.0.", f"block.{layer}.")] = weights[table]
+    vectors = weights["embed_tokens.weight"]
+    fresh = vectors.std() * torch.randn(len(words), vectors.shape[1])
+    for word, row in words.get_vocab().items():
+        if word in old:
+            fresh[row] = vectors[old[word]]
+    encoder.encoder.load_state_dict({**weights, "embed_tokens.weight": fresh})
+    return encoder, words
+
+
+def train(settings: Settings, autoencoder: Path, text: Path) -> tuple[Any, dict]:
+    """A trained pipeline, its text encoder frozen, and the log."""
+    wan = untyped("diffusers").AutoencoderKLWan
+    vae = wan.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
+    torch.manual_seed(settings.seed)
+    pupil = Video(vae, text, settings.start)
+    pairs = captions(settings.scenes, generator(settings.seed, "video"), frames=FRAMES)
+    pairs = careless(pairs, settings.mistakes, settings.seed, partial(draw_moving, frames=FRAMES))
+    log = fit(pupil, encoded(vae, pairs), [prompt.text for prompt, _ in pairs], settings)
+    return pupil.pipeline, log
+
+
+@torch.no_grad()
+def encoded(vae: Any, pairs: Sequence[tuple[Any, Moving]], rows: int = 16) -> Float[Tensor, "n c 3 8 8"]:
+    """Latents of videos, each channel shifted and scaled as the pipeline has them."""
+    found = []
+    for start in range(0, len(pairs), rows):
+        videos = render_moving([frames for _, frames in pairs[start : start + rows]]).transpose(1, 2)
+        found.append(vae.encode(videos * 2 - 1).latent_dist.mean)
+    mean, std = (torch.tensor(vae.config[name]).view(-1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    return (torch.cat(found) - mean) / std
+
+
+def main(argv: list[str]) -> None:
+    parser = asked("video", __doc__, USUAL)
+    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--text", type=Path, default=locate("burnish:worlds/scenes/weights/text/encoder"))
+    known = parser.parse_args(argv)
+    write(*train(chosen(known, USUAL), known.autoencoder, known.text), known.out)
