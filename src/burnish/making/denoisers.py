@@ -306,8 +306,12 @@ def chosen(known: argparse.Namespace, usual: Settings) -> Settings:
 
 
 def write(pipeline: Any, log: dict, out: Path) -> None:
-    """The pipeline in float16, and the log beside it."""
+    """The pipeline in float16, and the log beside it. Where the training began from is not written."""
     pipeline.to(torch.float16).save_pretrained(out)
+    for file in (out / "model_index.json", *out.glob("*/config.json")):
+        known = json.loads(file.read_text())
+        known.pop("_name_or_path", None)
+        file.write_text(json.dumps(known, indent=2) + "\n")
     (out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
 
 
