@@ -242,8 +242,10 @@ def fit(
         paced(used, settings.lr, settings.warmup, step, done)
         pick = torch.randint(len(texts), (settings.batch,), generator=draws)
         without = torch.rand(settings.batch, generator=draws) < settings.dropout
-        asked = ["" if left else texts[i] for i, left in zip(pick.tolist(), without.tolist(), strict=True)]
-        loss = pupil.loss(latents[pick], asked, draws)
+        said: list[str] = [
+            "" if left else texts[int(i)] for i, left in zip(pick.tolist(), without.tolist(), strict=True)
+        ]
+        loss = pupil.loss(latents[pick], said, draws)
         for optimiser in used:
             optimiser.zero_grad()
         loss.backward()

@@ -29,18 +29,18 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
-            alike: dict[torch.Size, list[torch.nn.Parameter]] = {}
+            alike: dict[torch.Size, list[tuple[torch.nn.Parameter, Tensor]]] = {}
             for weight in group["params"]:
                 if weight.grad is not None:
-                    alike.setdefault(weight.shape, []).append(weight)
-            for shape, weights in alike.items():
+                    alike.setdefault(weight.shape, []).append((weight, weight.grad))
+            for shape, pairs in alike.items():
                 ahead = []
-                for weight in weights:
+                for weight, grad in pairs:
                     momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-                    momentum.lerp_(weight.grad, 1 - group["momentum"])
-                    ahead.append(weight.grad.lerp(momentum, group["momentum"]))
+                    momentum.lerp_(grad, 1 - group["momentum"])
+                    ahead.append(grad.lerp(momentum, group["momentum"]))
                 scale = group["lr"] * 0.2 * math.sqrt(max(shape))
-                for weight, change in zip(weights, orthogonal(torch.stack(ahead)), strict=True):
+                for (weight, _), change in zip(pairs, orthogonal(torch.stack(ahead)), strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change, alpha=scale)
 
 
