@@ -88,6 +88,24 @@ def test_one_update_is_one_step_of_adamw_on_the_mean_loss() -> None:
         assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
+def test_agreement_is_the_cosine_with_the_mean_of_earlier_gradients() -> None:
+    objective = Likelihood()
+    policy, learner, batch = setup(Optim(lr=0.0, weight_decay=0.0, betas=(0.75, 0.999)), objective)
+    first, second = batch, replace(batch, advantage=batch.advantage.roll(5))
+
+    def gradient(one: Batch) -> Tensor:
+        loss = (-policy.logp(one.rollout).sum(1) * one.advantage).mean()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, [w for _, w in policy.parameters()])])
+
+    a, b = gradient(first), gradient(second)
+    expected = (0.0, 1.0, float(torch.cosine_similarity(b, a, 0)))
+    found = [learner.update(objective, one, REWARD, i) for i, one in enumerate((first, first, second, first), 1)]
+    assert 0.001 < abs(expected[2]) < 0.99, "or it tells nothing"
+    assert [one["update/agreement"] for one in found][:3] == pytest.approx(expected)
+    # The newest weighs 1/4: after a, a, b the mean is (9 a + 12 a + 16 b) / 64.
+    assert found[3]["update/agreement"] == pytest.approx(float(torch.cosine_similarity(a, 21 * a + 16 * b, 0)))
+
+
 def test_samples_that_do_not_count_have_no_influence() -> None:
     objective = PPOClip()
     policy, learner, batch = setup(Optim(lr=0.1), objective)

@@ -69,6 +69,7 @@ def curve(step: int, random: np.random.Generator) -> dict[str, float]:
         "update/ratio_mean": 1 + noise(0.001),
         "update/clipped": 0.02 + abs(noise(0.01)),
         "update/grad_norm": 0.8 + abs(noise(0.2)),
+        "update/agreement": 0.1 + noise(0.02),
         "draw/entropy": 3.1 - 0.9 * up + noise(0.03),
         "draw/seconds": 0.41 + abs(noise(0.02)),
         "score/seconds": 0.11 + abs(noise(0.01)),

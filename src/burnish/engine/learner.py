@@ -54,7 +54,7 @@ class Learner:
     def update(self, objective: Objective, batch: Batch, reward: Scorer, step: int) -> dict[str, float]:
         """All updates of one step. Samples that do not count are left out.
 
-        Returns means over the updates, as `update/<name>`. `law_gap` is from the first update alone: later ones see
+        Returns means over the updates, as `update/<name>`; `agreement` says whether they point one way. `law_gap` is from the first update alone: later ones see
         weights that have moved. Raises ValueError for a loss or gradient that is not finite; that update is not made.
         """
         batch = take(batch, batch.keep.nonzero().squeeze(1))
@@ -63,12 +63,13 @@ class Learner:
         if isinstance(objective, Watches):
             objective.before(batch)
         found: dict[str, list[Mean]] = {}
-        norms = []
+        norms, agreements = [], []
         for number, (part, index, done) in enumerate(self._updates(batch, step)):
             at = (step - 1) * self.updates_per_step + done
             losses = self._accumulate(objective, part, index, reward)
-            norm, metrics = self._apply(losses, at, step)
+            norm, agreement, metrics = self._apply(losses, at, step)
             norms.append(norm)
+            agreements.append(agreement)
             for name, mean in metrics.items():
                 if name != "law_gap" or number == 0:
                     found.setdefault(name, []).append(mean)
@@ -82,6 +83,7 @@ class Learner:
             **{f"update/{name}": mean for name, mean in means.items()},
             "update/samples": float(len(batch.rollout)),
             "update/grad_norm": sum(norms) / len(norms),
+            "update/agreement": sum(agreements) / len(agreements),
             "update/lr": self._optim.lr * self.rate(step * self.updates_per_step - 1),
         }
 
@@ -121,21 +123,25 @@ class Learner:
             losses.append(Loss(loss.total.detach(), loss.count, loss.metrics))
         return losses
 
-    def _apply(self, losses: Sequence[Loss], at: int, step: int) -> tuple[float, dict[str, Mean]]:
-        """Divide by the count, clip, and step. One value is read back from the device for the whole update."""
+    def _apply(self, losses: Sequence[Loss], at: int, step: int) -> tuple[float, float, dict[str, Mean]]:
+        """Divide by the count, clip, and step. One value is read back from the device for the whole update.
+
+        Returns the gradient's norm, its agreement with those before it, and metrics.
+        """
         total = torch.stack([loss.total for loss in losses]).sum()
         count = torch.stack([loss.count for loss in losses]).sum()
         metrics = {name: _joined([loss.metrics[name] for loss in losses]) for name in losses[0].metrics}
         metrics["loss"] = Mean(total, count)
         gradients = [w.grad for w in self._weights if w.grad is not None]
         if not gradients:
-            return 0.0, metrics
+            return 0.0, 0.0, metrics
         for gradient in gradients:
             gradient.div_(torch.where(count > 0, count, 1.0))
         norm = torch.nn.utils.get_total_norm(gradients)
-        length, value, things = torch.stack([norm.double(), total.double(), count.double()]).tolist()
+        known = torch.stack([norm.double(), total.double(), count.double(), self._agreement(norm)])
+        length, value, things, agreement = known.tolist()
         if things == 0:
-            return 0.0, metrics
+            return 0.0, 0.0, metrics
         if not (math.isfinite(length) and math.isfinite(value)):
             raise ValueError(self._not_finite(step, value / things, length))
         if self._optim.clip_norm > 0:
@@ -145,7 +151,21 @@ class Learner:
         self._adam.step()
         self._policy.advance(step, "update")
         self.updates += 1
-        return length, metrics
+        return length, agreement, metrics
+
+    def _agreement(self, norm: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Cosine of the gradient with the optimiser's mean of the earlier ones; 0 if there is none.
+
+        Around 0 the updates are noise: more samples a step are needed, or a reward that says more. The mean of n
+        gradients whose pairs have cosine c makes it c / sqrt(c + (1 - c) / n); n is about (1 + b1) / (1 - b1).
+        """
+        dot = square = torch.zeros((), dtype=torch.float64, device=norm.device)
+        for weight in self._weights:
+            mean = self._adam.state.get(weight, {}).get("exp_avg")
+            if mean is not None and weight.grad is not None:
+                dot = dot + torch.dot(weight.grad.flatten(), mean.flatten())
+                square = square + torch.dot(mean.flatten(), mean.flatten())
+        return dot / (norm.double() * square.sqrt()).clamp(min=1e-30)
 
     def _not_finite(self, step: int, loss: float, norm: float) -> str:
         pairs = zip(self._names, self._weights, strict=True)

@@ -142,11 +142,11 @@ class Diffusion(Pupil):
                 in_channels=vae.config.latent_channels,
                 out_channels=vae.config.latent_channels,
                 layers_per_block=1,
-                block_out_channels=(64, 96),
-                down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+                block_out_channels=(64, 128),
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),  # words are read by 16 places, as in the flow
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
                 cross_attention_dim=reader.config.hidden_size,
-                attention_head_dim=(2, 3),
+                attention_head_dim=(2, 4),
                 norm_num_groups=16,
             )
             schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

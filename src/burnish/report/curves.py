@@ -112,6 +112,12 @@ GROUPS: Sequence[tuple[str, Sequence[Curve]]] = (
                 zero=True,
             ),
             Curve("Gradient norm", "Before clipping.", ("update/grad_norm",), zero=True),
+            Curve(
+                "Agreement of gradients",
+                "Cosine of a gradient with the running mean of earlier ones. Around 0 the updates are noise.",
+                ("update/agreement",),
+                zero=True,
+            ),
             Curve("Loss", "Its level says little; a jump says something.", ("update/loss",)),
             Curve("Learning rate", "As scheduled.", ("update/lr",), zero=True),
         ),
