@@ -54,8 +54,9 @@ class Learner:
     def update(self, objective: Objective, batch: Batch, reward: Scorer, step: int) -> dict[str, float]:
         """All updates of one step. Samples that do not count are left out.
 
-        Returns means over the updates, as `update/<name>`; `agreement` says whether they point one way. `law_gap` is from the first update alone: later ones see
-        weights that have moved. Raises ValueError for a loss or gradient that is not finite; that update is not made.
+        Returns means over the updates, as `update/<name>`; `agreement` says whether they point one way. `law_gap` is
+        from the first update alone: later ones see weights that have moved. Raises ValueError for a loss or gradient
+        that is not finite; that update is not made.
         """
         batch = take(batch, batch.keep.nonzero().squeeze(1))
         if len(batch.rollout) == 0:
