@@ -79,6 +79,13 @@ class Policy(ABC):
         """The live trainable weights, with their names."""
 
     @abstractmethod
+    def narrow(self, only: Sequence[str]) -> None:
+        """Train from now on only weights in whose name one of these patterns is found, and freeze the others.
+
+        Before `keep`. Raises ValueError for a pattern that is found in none.
+        """
+
+    @abstractmethod
     def keep(self, copies: Mapping[str, Copy]) -> None:
         """Keep these copies of the trainable weights from now on, equal to the live ones at this moment."""
 

@@ -170,3 +170,19 @@ def test_a_copy_is_renewed_when_told_and_then_is_the_live_weights(live: list) ->
     for name in ("start", "live", "none"):
         with pytest.raises(ValueError, match="those that are: reference"):
             copies.renew(name)
+
+
+def test_only_what_was_asked_for_is_trained_and_copied(live: list) -> None:
+    copies = Copies(live)
+    copies.narrow(["b$"])
+    copies.keep({"old": Copy(0.5)})
+    (a, b) = (weight for _, weight in live)
+    assert [name for name, _ in copies.live] == ["b"] and b.requires_grad and not a.requires_grad
+    assert set(copies.state()) == {"b", "copies/old/b"}
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("c", "'c' in its name .*a, b"), ("(", "not a regular expression")])
+def test_a_pattern_that_fits_nothing_is_refused(live: list, pattern: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Copies(live).narrow(["a", pattern])
+    assert all(weight.requires_grad for _, weight in live)

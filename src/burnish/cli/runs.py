@@ -12,10 +12,10 @@ from jaxtyping import Float
 from PIL.Image import Image, fromarray
 from torch import Tensor
 
-from burnish.core import Copy, Evaluation, Policy, Suite
+from burnish.core import Evaluation, Policy, Suite
 from burnish.engine import checkpoint
 from burnish.engine.evaluate import evaluate
-from burnish.engine.layouts.local import device_of
+from burnish.engine.layouts.local import device_of, in_training
 from burnish.formulas.noise import Noise
 from burnish.prompts import read_prompts
 from burnish.recipe import find, read
@@ -143,12 +143,10 @@ def open_model(name: str, overrides: Sequence[str] = ()) -> Model:
     newest = checkpoint.latest(run) if is_run else None
     if is_run and newest is None:
         raise ValueError(f"{name}: this run has no checkpoint yet; `burnish train {name} --resume` goes on with it")
-    policy = recipe.policy.load(device)
     if newest is None:
-        return Model(recipe, policy, None)
+        return Model(recipe, recipe.policy.load(device), None)
+    policy = in_training(recipe, device)
     kept = checkpoint.read(newest)
-    extra = {"reference": Copy()} if recipe.advantage.reads_reference else {}
-    policy.keep({**extra, **recipe.objective.needs().copies})
     policy.restore(kept.weights)
     return Model(recipe, policy, kept.step)
 

@@ -15,10 +15,11 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapters in place of all weights; which layers get one is the policy's to say."""
+    """Adapters in place of all weights."""
 
     rank: int = 16  # of each update
     alpha: int = 32  # the update is scaled by alpha / rank
+    layers: tuple[str, ...] = ()  # which get one: those whose names end so; none named: those the policy's papers adapt
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha < 1:
@@ -28,7 +29,9 @@ class Lora:
 def adapt(
     module: nn.Module, lora: Lora, layers: Sequence[str], start: Literal["kaiming", "gaussian"] = "kaiming"
 ) -> None:
-    """Put adapters on the layers whose names end so, and freeze everything else.
+    """Put adapters on the layers whose names end so, or on those that `lora` names, and freeze everything else.
+
+    Raises ValueError if there is no such layer, or if one cannot be adapted.
 
     start  of the first factor: peft's own, or N(0, 1 / rank) as diffusers' training scripts have it. The second is 0,
            so that the network is unchanged until it is trained
@@ -38,10 +41,13 @@ def adapt(
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=list(layers),
+        target_modules=list(lora.layers or layers),
         init_lora_weights=True if start == "kaiming" else "gaussian",
     )
-    inject_adapter_in_model(config, module)
+    try:
+        inject_adapter_in_model(config, module)
+    except ValueError as problem:
+        raise ValueError(f"lora.layers: {problem}") from problem
     for weight in module.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()  # beside frozen weights in bfloat16, adapters are float32 all the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
@@ -34,6 +35,25 @@ class Copies:
     @property
     def live(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
         return list(self._live.items())
+
+    def narrow(self, only: Sequence[str]) -> None:
+        """Leave only weights in whose name one of these patterns is found, and freeze the others.
+
+        Raises ValueError for what is no pattern, and for a pattern that is found in no name.
+        """
+        assert not self._rules, "copies are of the weights that are trained: narrow first"
+        kept = set()
+        for pattern in only:
+            try:
+                found = {name for name in self._live if re.search(pattern, name)}
+            except re.error as problem:
+                raise ValueError(f"{pattern!r} is not a regular expression: {problem}") from problem
+            if not found:
+                few = ", ".join(list(self._live)[:: max(1, len(self._live) // 6)][:6])
+                raise ValueError(f"no trained weight has {pattern!r} in its name (some that do not: {few})")
+            kept |= found
+        for name in self._live.keys() - kept:
+            self._live.pop(name).requires_grad_(False)
 
     def keep(self, copies: Mapping[str, Copy]) -> None:
         """Keep these copies from now on, equal to the live weights at this moment. Earlier copies are forgotten."""
@@ -144,6 +164,9 @@ class KeepsCopies(Policy):
 
     def parameters(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
         return self.copies.live
+
+    def narrow(self, only: Sequence[str]) -> None:
+        self.copies.narrow(only)
 
     def keep(self, copies: Mapping[str, Copy]) -> None:
         self.copies.keep(copies)

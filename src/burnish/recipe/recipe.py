@@ -11,8 +11,9 @@ from burnish.core import Advantage, Objective, PolicySpec, Reward, Source, Suite
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW, and how a rollout is cut into updates."""
+    """AdamW, of which weights, and how a rollout is cut into updates."""
 
+    only: tuple[str, ...] = ()  # patterns: of the weights a policy trains, those in whose name one is found; none: all
     lr: float = 1e-5  # learning rate after warm-up
     betas: tuple[float, float] = (0.9, 0.999)  # decay of the moment averages
     eps: float = 1e-8  # added to the denominator of the update

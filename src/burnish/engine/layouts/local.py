@@ -40,17 +40,24 @@ class Local:
         device = device_of(recipe.device)
         # Fresh weights (an adapter's, say) come from torch's own stream: the same seed gives the same ones.
         torch.manual_seed(recipe.seed)
-        policy = recipe.policy.load(device)
+        policy = in_training(recipe, device)
         scorer = recipe.reward.load(device)
         measures = {name: reward.load(device) for name, reward in recipe.measures.items()}
-        needs = recipe.objective.needs()
-        extra = {"reference": Copy()} if recipe.advantage.reads_reference else {}
-        policy.keep({**extra, **needs.copies})
-        learner = Learner(policy, recipe.optim, needs, recipe.seed, recipe.steps)
+        learner = Learner(policy, recipe.optim, recipe.objective.needs(), recipe.seed, recipe.steps)
         advantage, weighing = begun(recipe.advantage, policy, "advantage", scorer)
         objective, losing = begun(recipe.objective, policy, "objective", scorer)
         memories = Memories({**weighing, **losing})
         return Place(device, policy, scorer, measures, learner, advantage, objective, memories)
+
+
+def in_training(recipe: Recipe, device: torch.device) -> Policy:
+    """The policy of a recipe, with the copies of its weights that objective and advantage ask for."""
+    policy = recipe.policy.load(device)
+    if recipe.optim.only:
+        policy.narrow(recipe.optim.only)
+    extra = {"reference": Copy()} if recipe.advantage.reads_reference else {}
+    policy.keep({**extra, **recipe.objective.needs().copies})
+    return policy
 
 
 def device_of(name: str) -> torch.device:
