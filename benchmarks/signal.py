@@ -2,10 +2,10 @@
 
     python benchmarks/signal.py scenes/flow_grpo --steps 24 reward.scenes_verified.partial=true
 
-Steps are drawn and their gradients taken, but nothing is learned: every gradient is one draw of one law. With g its mean
-and S its variance the cosine is g^2 / (g^2 + S), so (1 / cosine - 1) is how many such steps an update should hold before
-its error is as long as itself (the simple noise scale of McCandlish et al. 2018, arXiv:1812.06162, in steps). The share
-is that of the squared length. Layers of all blocks count as one kind.
+Steps are drawn and their gradients taken, but nothing is learned: every gradient is one draw of one law. With g its
+mean and S its variance the cosine is g^2 / (g^2 + S), so (1 / cosine - 1) is how many such steps an update should hold
+before its error is as long as itself (the simple noise scale of McCandlish et al. 2018, arXiv:1812.06162, in steps).
+The share is that of the squared length. Layers of all blocks count as one kind.
 """
 
 from __future__ import annotations
