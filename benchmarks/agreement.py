@@ -1,6 +1,6 @@
 """Which weights do a method's updates agree about? The mean cosine of the gradients of two steps, by kind of layer.
 
-    python benchmarks/signal.py scenes/flow_grpo --steps 24 reward.scenes_verified.partial=true
+    python benchmarks/agreement.py scenes/flow_grpo --steps 24 reward.scenes_verified.partial=true
 
 Steps are drawn and their gradients taken, but nothing is learned: every gradient is one draw of one law. With g its
 mean and S its variance the cosine is g^2 / (g^2 + S), so (1 / cosine - 1) is how many such steps an update should hold
