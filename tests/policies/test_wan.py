@@ -145,7 +145,7 @@ def test_texts_are_encoded_once(tmp_path):
     for step in range(2):
         policy.logp(policy.sample(p, SDE, noise(len(p), step)))
     assert policy.network.texts.encoded == len(TEXTS) + 1  # and the empty one
-    features = policy.network.conditions(p[::4])
+    (features,) = policy.network.conditions(p[::4])
     assert features.shape == (3, 7, 16)
     assert features[2, 2:].abs().max() == 0 and features[2, :2].abs().min(-1).values.max() > 0  # "star" and its end
 
@@ -249,6 +249,6 @@ def test_folders_that_are_other_models(tmp_path):
     with pytest.raises(ValueError, match="use_flow_sigmas and prediction_type are not those of a flow"):
         wan(tmp_path / "b", unipc(use_flow_sigmas=False)).load(CPU)
     moving = wan(tmp_path / "c", FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
-    with pytest.raises(ValueError, match="its shift moves with the size, which this pipeline does not tell it"):
+    with pytest.raises(ValueError, match="its shift grows with the picture, but this pipeline tells no size; set a shift"):
         moving.load(CPU)
     assert replace(moving, shift=2.0).load(CPU).times(2)[0] == 1

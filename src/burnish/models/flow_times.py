@@ -11,6 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 EULER, DPM = "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"
+UNIPC = "UniPCMultistepScheduler"
+SHIFTS = {EULER: "shift", DPM: "flow_shift", UNIPC: "flow_shift"}  # what each calls the shift of its times
+NEARLY_NOISE = 1 - 1e-5  # UniPC begins at 1 - 1e-6 to keep its logarithms finite; that time is 1
 
 
 class FlowTimes:
@@ -27,12 +30,14 @@ class FlowTimes:
     def __init__(
         self, scheduler: Any, where: Path, shift: float | None, tokens: int | None = None, even: bool = False
     ) -> None:
-        self._whole = type(scheduler).__name__ == DPM  # it tells the network whole timesteps
-        if self._whole and not (scheduler.config.use_flow_sigmas and scheduler.config.final_sigmas_type == "zero"):
+        kind, config = type(scheduler).__name__, scheduler.config
+        self._whole = kind == DPM  # it tells the network whole timesteps
+        if self._whole and not (config.use_flow_sigmas and config.final_sigmas_type == "zero"):
             raise ValueError(f"{where}: a {DPM} of something else than a flow that ends at 0 (use_flow_sigmas)")
+        if kind == UNIPC and not (config.use_flow_sigmas and config.prediction_type == "flow_prediction"):
+            raise ValueError(f"{where}: its use_flow_sigmas and prediction_type are not those of a flow")
         if shift is not None:
-            name = "flow_shift" if self._whole else "shift"
-            scheduler = scheduler.from_config(scheduler.config, **{name: shift}, use_dynamic_shifting=False)
+            scheduler = scheduler.from_config(config, **{SHIFTS[kind]: shift}, use_dynamic_shifting=False)
         if scheduler.config.use_dynamic_shifting and tokens is None:
             raise ValueError(f"{where}: its shift grows with the picture, but this pipeline tells no size; set a shift")
         self.scheduler, self._tokens, self._even = scheduler, tokens, even
@@ -44,7 +49,7 @@ class FlowTimes:
         return predicted(x, t)
 
     def timestep(self, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """t among the training timesteps, cut to a whole one where the scheduler does so.
+        """t among the training timesteps, cut to a whole one where DPM-Solver does so. (UniPC does too; here not.)
 
         Where t is a whole one up to rounding, the scheduler may say one less (0.333 at shift 1).
         """
@@ -59,7 +64,8 @@ class FlowTimes:
         if self.scheduler.config.use_dynamic_shifting:
             asked["mu"] = self._mu()
         self.scheduler.set_timesteps(**asked)
-        return self.scheduler.sigmas.double().cpu()
+        times = self.scheduler.sigmas.double().cpu()
+        return torch.where(times > NEARLY_NOISE, 1.0, times)
 
     def _mu(self) -> float:
         """Logarithm of the shift: on the line through the two sizes that the scheduler knows."""

@@ -28,8 +28,6 @@ class Settings(Protocol):
     """Settings that every policy over a pipeline has."""
 
     @property
-    def pixels(self) -> int: ...
-    @property
     def precision(self) -> Precision: ...
     @property
     def lora(self) -> Lora | None: ...
@@ -39,6 +37,19 @@ class Settings(Protocol):
     def decode_precision(self) -> Precision: ...
     @property
     def tiled_decode(self) -> bool: ...
+
+
+class Square(Settings, Protocol):
+    """Settings of a policy that draws square pictures."""
+
+    @property
+    def pixels(self) -> int: ...
+
+
+class Decoding(Protocol):
+    """Latents to pictures or videos in [0, 1]."""
+
+    def __call__(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *p"]: ...
 
 
 class Clock(Protocol):
@@ -55,6 +66,7 @@ class Clock(Protocol):
 
 
 S = TypeVar("S", bound=Settings)
+P = TypeVar("P", bound=Square)
 
 
 class PipelineNetwork(Network, Generic[S]):
@@ -86,9 +98,8 @@ class PipelineNetwork(Network, Generic[S]):
         parts["vae"] = folder.needed("vae", torch.float32).to(device)
         self.model = parts[self.part] = folder.needed(self.part, self._kept(self.part)).to(device)
         self.learner = parts[self.taught]
-        self.decoder = Decoder(parts["vae"], spec.decode_precision, spec.tiled_decode)
-        channels, patch = self.grain()
-        self.shape = latent_shape(spec.pixels, self.decoder, channels, patch, f"policy.{self.name}")
+        self.decoder = self.decoding(parts["vae"])
+        self.shape = self.sized()
         self.pipeline = folder.assembled(**parts, **self.extras)
         self.clock = self.clocked()
         self.texts = Texts(self.encode, device)
@@ -116,8 +127,12 @@ class PipelineNetwork(Network, Generic[S]):
     # --- what is foreign ---------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def grain(self) -> tuple[int, int]:
-        """Channels of a latent, and the places a side of the smallest square that the network can draw."""
+    def decoding(self, vae: Any) -> Decoding:
+        """What makes pictures or videos of latents."""
+
+    @abstractmethod
+    def sized(self) -> tuple[int, ...]:
+        """The shape of a latent. Raises ValueError for sizes that do not fit network or decoder."""
 
     @abstractmethod
     def clocked(self) -> Clock: ...
@@ -175,7 +190,7 @@ class PipelineNetwork(Network, Generic[S]):
     def start(self, noise: Float[Tensor, "n *d"], steps: int) -> Float[Tensor, "n *d"]:
         return self.clock.start(noise, steps)
 
-    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+    def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *p"]:
         return self.decoder(latents)
 
     def trained(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
@@ -187,6 +202,23 @@ class PipelineNetwork(Network, Generic[S]):
     def export(self, folder: Path) -> None:
         whole = merged(self.learner) if self.spec.lora else self.learner
         self.folder.write(folder, {self.taught: whole, **self.clock.changed})
+
+
+class PictureNetwork(PipelineNetwork[P]):
+    """A pipeline that draws square pictures."""
+
+    decoder: Decoder
+
+    @abstractmethod
+    def grain(self) -> tuple[int, int]:
+        """Channels of a latent, and the places a side of the smallest square that the network can draw."""
+
+    def decoding(self, vae: Any) -> Decoder:
+        return Decoder(vae, self.spec.decode_precision, self.spec.tiled_decode)
+
+    def sized(self) -> tuple[int, ...]:
+        channels, patch = self.grain()
+        return latent_shape(self.spec.pixels, self.decoder, channels, patch, f"policy.{self.name}")
 
 
 def check_rows(decode_rows: int) -> None:

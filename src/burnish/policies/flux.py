@@ -20,7 +20,7 @@ from burnish.models.diffusers_parts import Folder
 from burnish.models.flow_times import FlowTimes
 from burnish.models.lora import Lora
 from burnish.models.packing import SIDE, packed, unpacked
-from burnish.models.pipelines import PipelineNetwork, check_length, check_rows, check_shift
+from burnish.models.pipelines import PictureNetwork, check_length, check_rows, check_shift
 from burnish.models.places import fetch
 
 # The attention of both kinds of block; single blocks have to_q, to_k, to_v only. Flow-GRPO, scripts/train_flux.py, adds
@@ -58,7 +58,7 @@ class Flux(PolicySpec):
         return DenoisingPolicy(FluxNetwork(self, folder, device), self.decode_rows)
 
 
-class FluxNetwork(PipelineNetwork[Flux]):
+class FluxNetwork(PictureNetwork[Flux]):
     """A loaded FLUX.1."""
 
     name = "flux"

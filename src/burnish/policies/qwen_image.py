@@ -22,7 +22,7 @@ from burnish.models.diffusers_parts import Folder
 from burnish.models.flow_times import FlowTimes
 from burnish.models.lora import Lora
 from burnish.models.packing import SIDE, packed, unpacked
-from burnish.models.pipelines import PipelineNetwork, check_length, check_rows, check_shift
+from burnish.models.pipelines import PictureNetwork, check_length, check_rows, check_shift
 from burnish.models.places import fetch
 
 # Both streams of the attention and of the feed-forward layers: Flow-GRPO, scripts/train_qwenimage.py
@@ -62,7 +62,7 @@ class QwenImage(PolicySpec):
         return DenoisingPolicy(QwenImageNetwork(self, folder, device), self.decode_rows)
 
 
-class QwenImageNetwork(PipelineNetwork[QwenImage]):
+class QwenImageNetwork(PictureNetwork[QwenImage]):
     """A loaded Qwen-Image."""
 
     name = "qwen_image"

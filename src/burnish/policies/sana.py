@@ -20,7 +20,7 @@ from burnish.models.denoiser import DenoisingPolicy
 from burnish.models.diffusers_parts import Folder
 from burnish.models.flow_times import DPM, EULER, FlowTimes
 from burnish.models.lora import Lora
-from burnish.models.pipelines import PipelineNetwork, check_length, check_rows, check_shift
+from burnish.models.pipelines import PictureNetwork, check_length, check_rows, check_shift
 from burnish.models.places import fetch
 
 ADAPTED = ("to_q", "to_k", "to_v")  # every attention: diffusers, train_dreambooth_lora_sana.py
@@ -54,7 +54,7 @@ class Sana(PolicySpec):
         return DenoisingPolicy(SanaNetwork(self, folder, device), self.decode_rows)
 
 
-class SanaNetwork(PipelineNetwork[Sana]):
+class SanaNetwork(PictureNetwork[Sana]):
     """A loaded Sana."""
 
     name = "sana"

@@ -20,7 +20,7 @@ from burnish.core import PolicySpec
 from burnish.models.denoiser import DenoisingPolicy
 from burnish.models.diffusers_parts import Folder
 from burnish.models.lora import Lora
-from burnish.models.pipelines import PipelineNetwork, check_rows
+from burnish.models.pipelines import PictureNetwork, check_rows
 from burnish.models.places import fetch
 from burnish.models.variance_preserving import Timesteps
 
@@ -53,7 +53,7 @@ class SD(PolicySpec):
         return DenoisingPolicy(SDNetwork(self, folder, device), self.decode_rows)
 
 
-class SDNetwork(PipelineNetwork[SD]):
+class SDNetwork(PictureNetwork[SD]):
     """A loaded Stable Diffusion. The UNet is trained, or the text encoder (TexForce)."""
 
     name, part = "sd", "unet"

@@ -18,7 +18,7 @@ from burnish.models.denoiser import DenoisingPolicy
 from burnish.models.diffusers_parts import Folder
 from burnish.models.flow_times import FlowTimes
 from burnish.models.lora import Lora
-from burnish.models.pipelines import PipelineNetwork, check_length, check_rows, check_shift
+from burnish.models.pipelines import PictureNetwork, check_length, check_rows, check_shift
 from burnish.models.places import fetch
 
 # Flow-GRPO, scripts/train_sd3.py: both streams of the joint attention, not the second attention of 3.5 medium
@@ -60,7 +60,7 @@ class SD3(PolicySpec):
         return DenoisingPolicy(SD3Network(self, folder, device, left_out), self.decode_rows)
 
 
-class SD3Network(PipelineNetwork[SD3]):
+class SD3Network(PictureNetwork[SD3]):
     """A loaded Stable Diffusion 3."""
 
     name = "sd3"

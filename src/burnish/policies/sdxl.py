@@ -19,7 +19,7 @@ from burnish.core import PolicySpec
 from burnish.models.denoiser import DenoisingPolicy
 from burnish.models.diffusers_parts import Folder
 from burnish.models.lora import Lora
-from burnish.models.pipelines import PipelineNetwork, check_rows
+from burnish.models.pipelines import PictureNetwork, check_rows
 from burnish.models.places import fetch
 from burnish.models.variance_preserving import Timesteps
 
@@ -52,7 +52,7 @@ class SDXL(PolicySpec):
         return DenoisingPolicy(SDXLNetwork(self, folder, device), self.decode_rows)
 
 
-class SDXLNetwork(PipelineNetwork[SDXL]):
+class SDXLNetwork(PictureNetwork[SDXL]):
     """A loaded Stable Diffusion XL."""
 
     name, part = "sdxl", "unet"

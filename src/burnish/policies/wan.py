@@ -8,11 +8,8 @@ same times by another, implicit rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,18 +17,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.core import PolicySpec
-from burnish.formulas.guidance import guided
-from burnish.models.denoiser import DenoisingPolicy, Network
-from burnish.models.diffusers_parts import DTYPES, Folder, Precision, Texts, autocast
-from burnish.models.lora import Lora, adapt, adapters_off, merged
-from burnish.models.pipelines import check_length, check_rows, check_shift
+from burnish.models.denoiser import DenoisingPolicy
+from burnish.models.diffusers_parts import Folder, Precision, autocast
+from burnish.models.flow_times import EULER, UNIPC, FlowTimes
+from burnish.models.lora import Lora
+from burnish.models.pipelines import PipelineNetwork, check_length, check_rows, check_shift
 from burnish.models.places import fetch
-from burnish.types import Prompt
 
 # Flow-GRPO, scripts/train_wan2_1.py, and Identity-GRPO: the attention over places and the one over the text
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
 LONGEST = 512  # tokens that the text encoder may read, as the pipeline has it
-NEARLY_NOISE = 1 - 1e-5  # UniPC starts at 1 - 1e-6 to keep its logarithms finite; that time is 1
 
 
 @dataclass(frozen=True)
@@ -70,29 +65,22 @@ class Wan(PolicySpec):
         return DenoisingPolicy(WanNetwork(self, folder, device), self.decode_rows)
 
 
-class WanNetwork(Network):
-    """A loaded Wan. `transformer` is trained; text encoder and decoder never are."""
+class WanNetwork(PipelineNetwork[Wan]):
+    """A loaded Wan."""
 
-    def __init__(self, spec: Wan, folder: Folder, device: torch.device) -> None:
-        self.spec, self.folder, self.device = spec, folder, device
-        parts: dict[str, Any] = {
-            "tokenizer": folder.needed("tokenizer"),
-            "scheduler": _scheduler(folder, spec.shift),
-            "text_encoder": folder.needed("text_encoder", DTYPES[spec.precision]).to(device),
-        }
-        vae = folder.needed("vae", torch.float32).to(device)
-        kept = DTYPES[spec.precision] if spec.lora else torch.float32  # frozen under adapters, trained without
-        self.transformer = folder.needed("transformer", kept).to(device)
-        self._decoder = VideoDecoder(vae, spec.decode_precision, spec.tiled_decode)
-        self.shape = self._shape()
-        self._pipeline = folder.assembled(transformer=self.transformer, vae=vae, **parts)
-        self.texts = Texts(self._encode, device)
-        self._null: tuple[Tensor, ...] | None = None  # the negative prompt, once it is asked for
-        self._train()
+    name = "wan"
+    schedulers = (EULER, UNIPC)
+    tokenizers, encoders = ("tokenizer",), ("text_encoder",)
+    adapted = ADAPTED
+    decoder: VideoDecoder
+    clock: FlowTimes
 
-    def _shape(self) -> tuple[int, int, int, int]:
+    def decoding(self, vae: Any) -> VideoDecoder:
+        return VideoDecoder(vae, self.spec.decode_precision, self.spec.tiled_decode)
+
+    def sized(self) -> tuple[int, int, int, int]:
         """Channels, frames and sides of a latent."""
-        config, decoder, spec = self.transformer.config, self._decoder, self.spec
+        config, decoder, spec = self.model.config, self.decoder, self.spec
         deep, tall, wide = config.patch_size
         for name, step in (("height", decoder.cell * tall), ("width", decoder.cell * wide)):
             if (value := getattr(spec, name)) < 1 or value % step:
@@ -114,23 +102,12 @@ class WanNetwork(Network):
             )
         return (config.in_channels, *shape)
 
-    def _train(self) -> None:
-        if self.spec.lora:
-            adapt(self.transformer, self.spec.lora, ADAPTED, start="gaussian")
-        else:
-            self.transformer.requires_grad_(True)
-        if self.spec.recompute:
-            self.transformer.enable_gradient_checkpointing()
+    def clocked(self) -> FlowTimes:
+        return FlowTimes(self.pipeline.scheduler, self.folder.path / "scheduler", self.spec.shift)
 
-    # --- prompts -----------------------------------------------------------------------------------------------------
-
-    def conditions(self, prompts: Sequence[Prompt]) -> Float[Tensor, "p l f"]:
+    def encode(self, texts: list[str]) -> tuple[Float[Tensor, "p l f"]]:
         """Features of the tokens, zeros behind the end of a text."""
-        (features,) = self.texts([prompt.text for prompt in prompts])
-        return features
-
-    def _encode(self, texts: list[str]) -> tuple[Tensor]:
-        features, _ = self._pipeline.encode_prompt(
+        features, _ = self.pipeline.encode_prompt(
             prompt=texts,
             do_classifier_free_guidance=False,  # the negative prompt is encoded like any other
             max_sequence_length=self.spec.text_length,
@@ -138,53 +115,19 @@ class WanNetwork(Network):
         )
         return (features,)
 
-    # --- the flow ----------------------------------------------------------------------------------------------------
+    def nothing(self, conditions: tuple[Tensor, ...]) -> Sequence[Tensor]:
+        return self.texts([self.spec.negative_prompt])
 
-    def velocity(
-        self, x: Float[Tensor, "n c f h w"], t: Float[Tensor, " n"], conditions: Any, guidance: float
-    ) -> Float[Tensor, "n c f h w"]:
-        """UniPC tells its network whole thousandths of t; here the network reads t as it is."""
-        features = conditions
-        if guidance != 1:
-            if self._null is None:
-                self._null = self.texts([self.spec.negative_prompt])
-            features = torch.cat([self._null[0].expand_as(features), features])
-            x, t = torch.cat([x, x]), torch.cat([t, t])
-        with autocast(self.device, self.spec.precision):
-            velocity = self.transformer(
+    def predicted(self, x: Float[Tensor, "n c f h w"], t: Tensor, *conditions: Tensor) -> Float[Tensor, "n c f h w"]:
+        (features,) = conditions
+        with self.autocast():
+            velocity = self.model(
                 hidden_states=x,
-                timestep=t.float() * self._pipeline.scheduler.config.num_train_timesteps,
+                timestep=self.clock.timestep(t),
                 encoder_hidden_states=features,
                 return_dict=False,
             )[0]
-        if guidance == 1:
-            return velocity.float()
-        null, conditional = velocity.float().chunk(2)
-        return guided(conditional, null, guidance)
-
-    def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
-        """The scheduler's own."""
-        self._pipeline.scheduler.set_timesteps(steps)
-        times = self._pipeline.scheduler.sigmas.double().cpu()
-        return torch.where(times > NEARLY_NOISE, 1.0, times)
-
-    def start(self, noise: Float[Tensor, "n c f h w"], steps: int) -> Float[Tensor, "n c f h w"]:
-        return noise
-
-    def decode(self, latents: Float[Tensor, "n c f h w"]) -> Float[Tensor, "n F 3 H W"]:
-        return self._decoder(latents)
-
-    # --- weights -----------------------------------------------------------------------------------------------------
-
-    def trained(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
-        return [(name, weight) for name, weight in self.transformer.named_parameters() if weight.requires_grad]
-
-    def adapter_off(self) -> Callable[[], AbstractContextManager[None]] | None:
-        return partial(adapters_off, self.transformer) if self.spec.lora else None
-
-    def export(self, folder: Path) -> None:
-        whole = merged(self.transformer) if self.spec.lora else self.transformer
-        self.folder.write(folder, {"transformer": whole, "scheduler": self._pipeline.scheduler})
+        return velocity.float()
 
 
 class VideoDecoder:
@@ -211,21 +154,3 @@ class VideoDecoder:
         with autocast(latents.device, self._precision):
             videos = self._vae.decode(latents * self._std + self._mean, return_dict=False)[0]
         return (videos.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
-
-
-def _scheduler(folder: Folder, shift: float | None) -> Any:
-    """The scheduler, which tells the times. Raises ValueError for one that is not of a flow of fixed shift."""
-    kind, where = folder.kind("scheduler"), folder.path / "scheduler"
-    names = {"FlowMatchEulerDiscreteScheduler": "shift", "UniPCMultistepScheduler": "flow_shift"}
-    if kind not in names:
-        raise ValueError(f"{where}: a {kind}; only {' and '.join(names)} tell the times of a flow")
-    scheduler = folder.needed("scheduler")
-    if kind == "UniPCMultistepScheduler" and not (
-        scheduler.config.use_flow_sigmas and scheduler.config.prediction_type == "flow_prediction"
-    ):
-        raise ValueError(f"{where}: its use_flow_sigmas and prediction_type are not those of a flow")
-    if shift is not None:
-        scheduler = scheduler.from_config(scheduler.config, **{names[kind]: shift}, use_dynamic_shifting=False)
-    if scheduler.config.use_dynamic_shifting:
-        raise ValueError(f"{where}: its shift moves with the size, which this pipeline does not tell it; give a shift")
-    return scheduler
