@@ -13,6 +13,7 @@ from burnish.making.fitting import untyped
 from burnish.models.places import locate
 from burnish.policies.sd import SD
 from burnish.policies.sd3 import SD3
+from burnish.types import Prompt
 from burnish.worlds.scenes.grammar import heldout
 from burnish.worlds.scenes.render import captions, render
 from burnish.worlds.scenes.verify import verify
@@ -71,3 +72,30 @@ def test_the_loss_falls_on_one_picture_and_reaches_the_encoders(kind, vae):
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     assert all(any(w.grad.abs().max() > 0 for w in e.parameters() if w.grad is not None) for e in pupil.encoders())
+
+
+@pytest.mark.slow
+def test_a_flow_learns_the_velocities_of_an_eps_model(vae, tmp_path):
+    """Of the true noise they are noise - clean, which is also what is taught above a time of 0.9."""
+    torch.manual_seed(0)
+    Diffusion(vae, CLIP, None).pipeline.save_pretrained(tmp_path / "teacher")
+    pupil = Flow(vae, CLIP, None, tmp_path / "teacher")
+    x, noise, t = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.tensor([0.2, 0.6, 0.89, 0.91])
+    noisy = (1 - t).view(-1, 1, 1, 1) * x + t.view(-1, 1, 1, 1) * noise
+    texts = ["a red circle", "", "a blue square", "a red circle"]
+    found = pupil.taught(texts, noisy, t, noise - x)
+    teacher = SD(str(tmp_path / "teacher"), pixels=64).load(CPU)
+    expected = teacher.velocity(noisy, t, [Prompt(text, text) for text in texts])
+    assert torch.allclose(found[:3], expected[:3], atol=1e-5) and torch.equal(found[3], (noise - x)[3])
+    assert not torch.allclose(found[0], (noise - x)[0], atol=0.1)
+    pupil.loss(x, texts, torch.Generator().manual_seed(0)).backward()
+    assert pupil.network.proj_out.weight.grad.abs().sum() > 0
+    assert all(weight.grad is None for _, weight in pupil.teacher.parameters())
+
+    pupil.teacher.network.model = lambda x_vp, *_, **__: (noise[: len(x_vp)],)
+    assert torch.allclose(pupil.taught(texts, noisy, t, noise - x), noise - x, atol=1e-4)
+
+
+def test_an_eps_model_has_no_teacher(vae, tmp_path):
+    with pytest.raises(ValueError, match="only a flow learns from one"):
+        Diffusion(vae, CLIP, None, tmp_path)

@@ -3,6 +3,7 @@
     burnish world flow --autoencoder FOLDER --seconds 1200 --seed 0 --out TAUGHT
     burnish world flow --autoencoder FOLDER --seconds 120 --seed 1 --start TAUGHT --mistakes 0.3 --out FOLDER
     burnish world diffusion --autoencoder FOLDER --seconds 900 --seed 0 --out TAUGHT      # and finished likewise
+    burnish world flow --autoencoder FOLDER --teacher TAUGHT --batch 64 --out FLOW        # a flow from an eps model
 
 Rectified flow with times from a logit-normal law (Esser et al. 2024, arXiv:2403.03206, section 3.1), and the mean
 squared error of the noise (Ho et al. 2020, arXiv:2006.11239, eq. 14); the prompt is left out for one in ten. The text
@@ -19,6 +20,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,11 @@ from burnish.formulas.noise import generator
 from burnish.making.fitting import optimisers, paced, untyped
 from burnish.making.gpt import careless
 from burnish.models.places import locate
+from burnish.policies.sd import SD
+from burnish.types import Prompt
 from burnish.worlds.scenes.render import SIDE, captions, draw_scene, render
 
+NOISIEST = 0.9  # time up to which a prediction of noise is good enough to be a velocity
 CELLS = SIDE // 8  # places of a latent's side
 
 
@@ -50,6 +55,7 @@ class Settings:
     dropout: float = 0.1  # share of them whose prompt is left out
     mistakes: float = 0.0  # share of captions that are not true of theirs
     start: Path | None = None  # folder of an earlier training to go on from
+    teacher: Path | None = None  # folder of a Stable Diffusion whose velocities a flow learns, in place of pictures'
     compile: bool = False  # the network, by torch.compile: two minutes, then a fifth less of each step
 
 
@@ -73,10 +79,11 @@ class Pupil(ABC):
 
 
 class Flow(Pupil):
-    """Stable Diffusion 3 with two text encoders; T5 is left out."""
+    """Stable Diffusion 3 with two text encoders; T5 is left out. Learns from a teacher, if there is one."""
 
-    def __init__(self, vae: Any, clip: Path, start: Path | None) -> None:
+    def __init__(self, vae: Any, clip: Path, start: Path | None, teacher: Path | None = None) -> None:
         diffusers = untyped("diffusers")
+        self.teacher = SD(str(teacher), pixels=SIDE).load(torch.device("cpu")) if teacher else None
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
         if start:
@@ -123,13 +130,34 @@ class Flow(Pupil):
         features, _, pooled, _ = self.pipeline.encode_prompt(
             distinct, None, None, do_classifier_free_guidance=False, max_sequence_length=1
         )
-        return matched(x, draws, lambda noisy, t: self.network(noisy, features[rows], pooled[rows], t * 1000).sample)
+
+        def velocity(noisy: Tensor, t: Tensor) -> Tensor:
+            return self.network(noisy, features[rows], pooled[rows], t * 1000).sample
+
+        return matched(x, draws, velocity, partial(self.taught, texts) if self.teacher else None)
+
+    @torch.no_grad()
+    def taught(
+        self, texts: Sequence[str], noisy: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], usual: Tensor
+    ) -> Float[Tensor, "b c h w"]:
+        """The teacher's velocities; and the `usual` target where there is so much noise that its errors are enlarged.
+
+        A prediction of noise is divided by 1 - t to be a velocity.
+        """
+        assert self.teacher is not None
+        known = t < NOISIEST
+        prompts = [Prompt(text, text) for text, is_known in zip(texts, known, strict=True) if is_known]
+        target = usual.clone()
+        target[known] = self.teacher.velocity(noisy[known], t[known], prompts)
+        return target
 
 
 class Diffusion(Pupil):
-    """Stable Diffusion: a UNet that predicts the noise."""
+    """Stable Diffusion: a UNet that predicts the noise. Raises ValueError for a teacher: it learns from pictures."""
 
-    def __init__(self, vae: Any, clip: Path, start: Path | None) -> None:
+    def __init__(self, vae: Any, clip: Path, start: Path | None, teacher: Path | None = None) -> None:
+        if teacher:
+            raise ValueError("--teacher: only a flow learns from one here")
         diffusers = untyped("diffusers")
         from transformers import AutoTokenizer, CLIPTextModel
 
@@ -183,11 +211,16 @@ def matched(
     x: Float[Tensor, "b *d"],
     draws: torch.Generator,
     velocity: Callable[[Float[Tensor, "b *d"], Float[Tensor, " b"]], Float[Tensor, "b *d"]],
+    taught: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of a rectified flow's velocity, noise - clean, at logit-normal times."""
+    """Mean squared error of a rectified flow's velocity at logit-normal times.
+
+    taught  what it is to be, of states, times and noise - clean, which it is without
+    """
     t = torch.randn(len(x), generator=draws).sigmoid()
     noise = torch.randn(x.shape, generator=draws)
-    return F.mse_loss(velocity(mixed(x, noise, t), t), noise - x)
+    noisy, target = mixed(x, noise, t), noise - x
+    return F.mse_loss(velocity(noisy, t), taught(noisy, t, target) if taught else target)
 
 
 def distinct_of(texts: Sequence[str]) -> tuple[list[str], Int[Tensor, " b"]]:
@@ -213,7 +246,7 @@ def train(kind: str, settings: Settings, autoencoder: Path, clip: Path) -> tuple
         .requires_grad_(False)
     )
     torch.manual_seed(settings.seed)
-    pupil: Pupil = PUPILS[kind](vae, clip, settings.start)
+    pupil: Pupil = PUPILS[kind](vae, clip, settings.start, settings.teacher)
     pairs = captions(settings.scenes, generator(settings.seed, kind))
     pairs = careless(pairs, settings.mistakes, settings.seed, draw_scene)
     log = fit(pupil, encoded(vae, pairs), [prompt.text for prompt, _ in pairs], settings)
@@ -321,6 +354,7 @@ def main(kind: str, argv: list[str]) -> None:
     usual = Settings()
     parser = asked(kind, __doc__, usual)
     parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, help="of a flow: folder of a Stable Diffusion to learn from")
     parser.add_argument("--clip", type=Path, default=locate("burnish:worlds/scenes/weights/clip"))
     known = parser.parse_args(argv)
     write(*train(kind, chosen(known, usual), known.autoencoder, known.clip), known.out)
