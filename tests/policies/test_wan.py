@@ -249,6 +249,8 @@ def test_folders_that_are_other_models(tmp_path):
     with pytest.raises(ValueError, match="use_flow_sigmas and prediction_type are not those of a flow"):
         wan(tmp_path / "b", unipc(use_flow_sigmas=False)).load(CPU)
     moving = wan(tmp_path / "c", FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
-    with pytest.raises(ValueError, match="its shift grows with the picture, but this pipeline tells no size; set a shift"):
+    with pytest.raises(
+        ValueError, match="its shift grows with the picture, but this pipeline tells no size; set a shift"
+    ):
         moving.load(CPU)
     assert replace(moving, shift=2.0).load(CPU).times(2)[0] == 1
