@@ -31,7 +31,7 @@ def test_two_steps(name, tmp_path):
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
     assert len(steps) == 2
     for step in steps:
-        assert step["draw/samples"] >= 16 and step["score/invalid"] == 0
+        assert step["draw/samples"] == 2 * recipe.source.plan_at(1).group and step["score/invalid"] == 0
         assert step["draw/evaluations"] > 0 and 0 <= step["score/total_mean"] <= 1
         assert step.get("update/law_gap", 0) < 1e-5
     assert any(step.get("update/evaluations", 0) > 0 for step in steps)
