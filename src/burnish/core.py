@@ -432,10 +432,15 @@ class Looks(Remembers, Protocol):
     def looking(self, policy: Policy, scorer: Scorer) -> Memory: ...
 
 
+Large = Literal["media", "states", "final", "waypoint"]  # states: before, after and mean of every step
+
+
 class Advantage(ABC):
     """Turns scores into weights on samples, or on their decisions."""
 
     reads_reference: ClassVar[bool] = False  # uses rollout.reference, so the reference copy must be kept
+    # What it looks at besides scores and numbers of a decision. Where several processes draw, the rest stays there
+    reads: ClassVar[tuple[Large, ...]] = ()
 
     @abstractmethod
     def __call__(self, scores: Scores, rollout: Rollout) -> Float[Tensor, " b"] | Float[Tensor, "b k"]:
@@ -472,10 +477,19 @@ class Source(ABC):
     """Where the samples of a step come from. A function of (seed, step): it has no position to lose."""
 
     @abstractmethod
-    def draw(self, policy: Policy, step: int, seed: int, attempt: int = 0, scorer: Scorer | None = None) -> Rollout:
+    def draw(
+        self,
+        policy: Policy,
+        step: int,
+        seed: int,
+        attempt: int = 0,
+        scorer: Scorer | None = None,
+        places: Sequence[int] | None = None,
+    ) -> Rollout:
         """The rollout of a step. `attempt` above 0 asks for other samples of the same step (refilling).
 
         scorer      the run's reward, for sources that look before they draw. Its scores of the rollout are not theirs
+        places      which of `prompts_at` to draw, rising; None: all. Numbers, groups and noise are those of the whole
         """
 
     @abstractmethod

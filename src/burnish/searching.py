@@ -48,14 +48,15 @@ class Search:
     ) -> tuple[Float[Tensor, "p *d"], Float[Tensor, "p *d"]]:
         """Mean and deviation of the starting noise of each prompt.
 
-        key     names the draw that is searched for; its ids are not read
+        key     names the draw that is searched for, and the prompts by its ids
         rows    previews drawn at once; 0 draws all. Changes memory, not what is found
         """
         asked = [prompt for prompt in prompts for _ in range(self.candidates)]
         preview = LatentPlan(group=1, guidance=plan.guidance, steps=self.steps)
+        names = tuple(name * self.candidates + i for name in key.ids for i in range(self.candidates))
         found: tuple[Tensor, Tensor] | None = None
         for turn in range(self.rounds):
-            noise = replace(key, ids=tuple(range(len(asked))), stream=f"{key.stream} search {turn}")
+            noise = replace(key, ids=names, stream=f"{key.stream} search {turn}")
             noise = (
                 noise if found is None else noise.starting(*(p.repeat_interleave(self.candidates, 0) for p in found))
             )

@@ -46,7 +46,7 @@ def settle(policy: ToyPolicy, scorer: Scorer, how: str):
 @pytest.mark.parametrize(("how", "kept"), [("keep", 12), ("drop", 8)])
 def test_flat_groups_are_kept_or_do_not_count(policy: ToyPolicy, how: str, kept: int) -> None:
     rollout, found = settle(policy, FlatAtFirst(9), how)
-    assert found.flat_groups == pytest.approx(1 / 3) and int(found.keep.sum()) == kept
+    assert found.flat == 1 and int(found.keep.sum()) == kept
     assert found.rollout is rollout and found.drawn == 12
     assert how == "keep" or not found.keep[:4].any()
 
@@ -54,8 +54,8 @@ def test_flat_groups_are_kept_or_do_not_count(policy: ToyPolicy, how: str, kept:
 def test_a_flat_group_is_replaced_by_a_later_draw_of_its_prompt(policy: ToyPolicy) -> None:
     scorer = FlatAtFirst(2)
     rollout, found = settle(policy, scorer, "refill")
-    assert scorer.calls == 3 and found.drawn == 36, "the first draw and two refills"
-    assert found.keep.all() and found.flat_groups == pytest.approx(1 / 3)
+    assert scorer.calls == 3 and found.drawn == 12 + 4 + 4, "the first draw and two refills of its group"
+    assert found.keep.all() and found.flat == 1
     assert found.rollout.group.tolist() == rollout.group.tolist() and found.rollout.prompts == rollout.prompts
     assert found.rollout.ids == (24, 25, 26, 27, *rollout.ids[4:]), "other samples, with noise of their own"
     again = SOURCE.draw(policy, 1, 0, attempt=2)

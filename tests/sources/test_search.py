@@ -75,7 +75,7 @@ def test_a_group_starts_from_what_was_found(tmp_path):
     near, policy = Near(), ToyFlow().load(CPU)
     found = source(tmp_path)
     prompts, plan = found.prompts_at(1, 0), replace(PLAN.at(1), waypoint=0)
-    mean, std = SEARCH(policy, prompts, plan, near, Noise(0, 1, (), "attempt 0"), 0)
+    mean, std = SEARCH(policy, prompts, plan, near, Noise(0, 1, (0, 1, 2), "attempt 0"), 0)
     assert (std < 1).float().mean() > 0.9 and mean.abs().max() > 0.5
     start = Noise(0, 1, tuple(range(12))).normal(policy.network.shape, "start")
     drawn = found.draw(policy, 1, 0, scorer=Near())
@@ -109,7 +109,7 @@ def test_evaluations_count_the_previews(tmp_path):
 def test_a_preview_that_cannot_be_scored_is_no_elite(tmp_path):
     """Sixteen candidates of the first prompt have no score: its noise stays standard normal."""
     policy, prompts = ToyFlow().load(CPU), source(tmp_path).prompts_at(1, 0)
-    mean, std = SEARCH(policy, prompts, PLAN.at(1), Near(unknown=16), Noise(0, 1, ()), 0)
+    mean, std = SEARCH(policy, prompts, PLAN.at(1), Near(unknown=16), Noise(0, 1, tuple(range(len(prompts)))), 0)
     assert (mean[0] == 0).all() and (std[0] == 1).all() and (std[1:] != 1).all()
 
 

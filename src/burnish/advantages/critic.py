@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from burnish.core import Advantage, LatentPlan, Memory, Policy
+from burnish.core import Advantage, Large, LatentPlan, Memory, Policy
 from burnish.formulas.noise import generator
 from burnish.formulas.steps import latents_of
 from burnish.models.critic import StepValue, text_vectors
@@ -30,6 +30,8 @@ class Critic(Advantage):
         value_error   mean (V - R)^2 over the states of this step, before V learned from them
         value         mean V over them, after
     """
+
+    reads: ClassVar[tuple[Large, ...]] = ("states",)
 
     text_encoder: str = ""  # hub id or local folder of a CLIP that reads the prompt; empty: fixed vectors of its words
     width: int = 256  # units of a hidden layer

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from burnish.core import Advantage, Memory, Policy
+from burnish.core import Advantage, Large, Memory, Policy
 from burnish.formulas.groups import group_mean
 from burnish.models.features import Features, load_features
 from burnish.types import Rollout, Scores
@@ -27,6 +27,8 @@ class Diverse(Advantage):
     Metrics:
         nearest       mean distance to the nearest sibling
     """
+
+    reads: ClassVar[tuple[Large, ...]] = ("media",)
 
     inner: Advantage  # GARDO: group_mean
     features: str = ""  # hub id or local folder of a transformers DINO or CLIP; empty: pixels

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burnish.core import Advantage, Memory, Policy
+from burnish.core import Advantage, Large, Memory, Policy
 from burnish.formulas.discrepancy import credits, discrepancy
 from burnish.models.features import Features, load_features, read_pictures
 from burnish.types import Rollout, Scores
@@ -27,6 +27,8 @@ class DiversityCredit(Advantage):
     Metrics:
         discrepancy   MMD^2 of the samples of the step
     """
+
+    reads: ClassVar[tuple[Large, ...]] = ("media",)
 
     inner: Advantage  # takes the advantage of the credit; the paper trains as DDPO: prompt_history
     reference: str = ""  # folder of diverse pictures; empty: none

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from burnish.core import Advantage, Denoiser, LatentPlan, Memory, Policy, Scorer, Stirred
+from burnish.core import Advantage, Denoiser, Large, LatentPlan, Memory, Policy, Scorer, Stirred
 from burnish.formulas import gaussian, steps, values
 from burnish.formulas.groups import exact
 from burnish.formulas.noise import generator
@@ -42,6 +42,7 @@ class RewardShapedValue(Advantage):
         look_invalid  share of states whose expected picture has no score; V takes the mean of the others' at that step
     """
 
+    reads: ClassVar[tuple[Large, ...]] = ("states",)
     reads_reference: ClassVar[bool] = True
 
     beta: float = 0.1  # weight of the running cost, in units of the reward a nat and dimension

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burnish.core import Advantage, Denoiser, LatentPlan, Memory, Policy, Scorer
+from burnish.core import Advantage, Denoiser, Large, LatentPlan, Memory, Policy, Scorer
 from burnish.formulas.groups import exact, flat, group_centred, group_std
 from burnish.formulas.steps import latents_of
 from burnish.looking import looked
@@ -32,6 +32,8 @@ class StepPreview(Advantage):
         preview_std    mean deviation of r among the candidates of a step
         look_invalid   share of candidates that have no r; they get 0 and are left out of the others' mean
     """
+
+    reads: ClassVar[tuple[Large, ...]] = ("states",)
 
     counted: Literal["all", "ends"] = "all"  # candidates of a step with an advantage: all, or its best and its worst
     eps: float = 1e-4  # added to the standard deviation, in units of the reward

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burnish.core import Advantage, Denoiser, LatentPlan, Memory, Policy
+from burnish.core import Advantage, Denoiser, Large, LatentPlan, Memory, Policy
 from burnish.formulas.noise import generator
 from burnish.formulas.steps import clean_of, latents_of
 from burnish.models.critic import PictureValue, clipped_value_loss, linear, reset
@@ -32,6 +32,8 @@ class TemporalCritic(Advantage):
         value         mean V, before
         reset         units that began anew after this step
     """
+
+    reads: ClassVar[tuple[Large, ...]] = ("states",)
 
     inner: Advantage  # of samples; TDPO-R: prompt_history
     features: str = ""  # hub id or local folder of a CLIP that looks at decoded states; empty: the latents themselves

@@ -49,18 +49,21 @@ def _numbered(path: Path) -> Iterator[Path]:
 def train_into(recipe: Recipe, folder: Path, resume: bool, warn: Callable[[str], None]) -> Path:
     """Check a recipe, run it into a folder and write its report, also when the run was asked to stop."""
     from burnish.engine.loop import train
+    from burnish.engine.ranks import leads
     from burnish.engine.reporter import Reporter
     from burnish.report import page
 
     warnings = require(recipe)
-    for warning in warnings:
+    for warning in warnings if leads() else ():
         warn(warning)
     try:
-        train(recipe, folder, resume, Reporter(folder, warnings=warnings))
+        folder = train(recipe, folder, resume, Reporter(folder, warnings=warnings))
     except SystemExit:
-        page.write(folder)
+        if leads():
+            page.write(folder)
         raise
-    page.write(folder)
+    if leads():
+        page.write(folder)
     return folder
 
 

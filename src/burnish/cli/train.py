@@ -20,13 +20,15 @@ def train(
 ) -> None:
     """Train by a recipe; writes everything into the folder of the run, report.html too."""
     from burnish.cli.runs import folder_for, train_into
+    from burnish.engine.ranks import leads
     from burnish.recipe.read import read
 
     if run and folder:
         raise ValueError("--run and --folder both say where the run goes; give one")
     place = folder_for(recipe, Path("runs") / run if run else folder, resume)
     done = train_into(read(recipe, changes or ()), place, resume, warn=_warn)
-    print(f"{done}/report.html")
+    if leads():
+        print(f"{done}/report.html")
 
 
 def _warn(sentence: str) -> None:

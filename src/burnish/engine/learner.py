@@ -1,4 +1,8 @@
-"""Turns batches into updates of the weights: AdamW over gradients that are summed first and divided once."""
+"""Turns batches into updates of the weights: AdamW over gradients that are summed first and divided once.
+
+Where several processes learn, each sees the whole of a step without what is large, and computes the losses of the
+samples that it drew. How a step is cut into updates is decided on the whole, so that it is cut alike everywhere.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from burnish.core import Needs, Objective, Policy, Scorer, Watches
+from burnish.engine.ranks import Alone, Ranks
 from burnish.formulas.noise import generator
 from burnish.formulas.steps import latents_of
 from burnish.recipe.recipe import Optim
@@ -21,9 +26,12 @@ from burnish.types import Batch, Loss, Mean, Rollout, decided, take
 class Learner:
     """Owns the optimiser. Which weights it changes, and how log-probabilities are computed, is the policy's affair."""
 
-    def __init__(self, policy: Policy, optim: Optim, needs: Needs, seed: int, steps: int) -> None:
+    def __init__(
+        self, policy: Policy, optim: Optim, needs: Needs, seed: int, steps: int, ranks: Ranks | None = None
+    ) -> None:
         """Raises ValueError for trainable weights that are not float32 or float64: small updates would round away."""
         self._policy, self._optim, self._needs, self._seed = policy, optim, needs, seed
+        self._ranks = ranks or Alone()
         self._names, self._weights = zip(*policy.parameters(), strict=True)
         for name, weight in policy.parameters():
             if weight.dtype not in (torch.float32, torch.float64):
@@ -51,21 +59,27 @@ class Learner:
                 rollout = replace(rollout, reference=self._logp(rollout))
         return rollout
 
-    def update(self, objective: Objective, batch: Batch, reward: Scorer, step: int) -> dict[str, float]:
+    def update(
+        self, objective: Objective, batch: Batch, reward: Scorer, step: int, mine: Batch | None = None
+    ) -> dict[str, float]:
         """All updates of one step. Samples that do not count are left out.
+
+        mine        those samples of `batch` that this process learns from; None: all
 
         Returns means over the updates, as `update/<name>`; `agreement` says whether they point one way. `law_gap` is
         from the first update alone: later ones see weights that have moved. Raises ValueError for a loss or gradient
         that is not finite; that update is not made.
         """
+        alone = mine is None
         batch = take(batch, batch.keep.nonzero().squeeze(1))
+        mine = batch if alone else take(mine, mine.keep.nonzero().squeeze(1))
         if len(batch.rollout) == 0:
             return {"update/samples": 0.0}
         if isinstance(objective, Watches):
             objective.before(batch)
         found: dict[str, list[Mean]] = {}
         norms, agreements = [], []
-        for number, (part, index, done) in enumerate(self._updates(batch, step)):
+        for number, (part, index, done) in enumerate(self._updates(batch, mine, step)):
             at = (step - 1) * self.updates_per_step + done
             losses = self._accumulate(objective, part, index, reward)
             norm, agreement, metrics = self._apply(losses, at, step)
@@ -114,7 +128,7 @@ class Learner:
         self.updates = updates
 
     def _accumulate(self, objective: Objective, batch: Batch, index: Tensor, reward: Scorer) -> list[Loss]:
-        """Leaves the gradient of the summed losses on the weights. Nothing is read back from the device here."""
+        """Leaves the gradient of the losses summed here on the weights. Nothing is read back from the device here."""
         self._adam.zero_grad(set_to_none=True)
         losses = []
         for rows in self._micro(index, batch.rollout):
@@ -129,9 +143,7 @@ class Learner:
 
         Returns the gradient's norm, its agreement with those before it, and metrics.
         """
-        total = torch.stack([loss.total for loss in losses]).sum()
-        count = torch.stack([loss.count for loss in losses]).sum()
-        metrics = {name: _joined([loss.metrics[name] for loss in losses]) for name in losses[0].metrics}
+        total, count, metrics = self._summed(losses)
         metrics["loss"] = Mean(total, count)
         gradients = [w.grad for w in self._weights if w.grad is not None]
         if not gradients:
@@ -153,6 +165,26 @@ class Learner:
         self._policy.advance(step, "update")
         self.updates += 1
         return length, agreement, metrics
+
+    def _summed(self, losses: Sequence[Loss]) -> tuple[Tensor, Tensor, dict[str, Mean]]:
+        """(total, count, metrics) of the losses of all processes, whose gradients are on the weights of each then."""
+        names = losses[0].metrics if losses else ()
+        metrics = {name: _joined([loss.metrics[name] for loss in losses]) for name in names}
+        total, count = (
+            torch.stack([getattr(loss, what) for loss in losses]).sum() if losses else torch.zeros(())
+            for what in ("total", "count")
+        )
+        reached = [weight.grad is not None for weight in self._weights]
+        if self._ranks.count == 1:
+            return total, count, metrics
+        found = self._ranks.gathered((total, count, metrics, reached))
+        for weight, known in zip(self._weights, zip(*(one[3] for one in found), strict=True), strict=True):
+            if any(known) and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        self._ranks.add([weight.grad for weight in self._weights if weight.grad is not None])
+        everyone = [one for one in found if one[2]] or found
+        metrics = {name: _joined([one[2][name] for one in everyone]) for name in everyone[0][2]}
+        return sum(one[0] for one in found), sum(one[1] for one in found), metrics  # pyright: ignore[reportReturnType]
 
     def _agreement(self, norm: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Cosine of the gradient with the optimiser's mean of the earlier ones; 0 if there is none.
@@ -177,30 +209,33 @@ class Learner:
             "A lower optim.lr, a smaller optim.clip_norm or float32 arithmetic usually helps"
         )
 
-    def _updates(self, batch: Batch, step: int) -> Iterator[tuple[Batch, Int[Tensor, " n"], int]]:
+    def _updates(self, whole: Batch, mine: Batch, step: int) -> Iterator[tuple[Batch, Int[Tensor, " n"], int]]:
         """Of every update: a batch, the rows of it, and how many updates by whole samples have been done before it.
+
+        The rows are those of this process among the ones of the update; of some processes it may have none.
 
         By steps (TDPO-R, arXiv:2402.08552) an update takes one step of each sample, and all minibatches take theirs
         before any takes its next. Their order is each sample's own, as released. Raises ValueError for samples that are
         not steps of a denoiser drawn at random.
         """
         for epoch in range(self._optim.epochs):
-            done, shares = epoch * self._optim.minibatches, list(self._minibatches(batch.rollout, step, epoch))
+            done, shares = epoch * self._optim.minibatches, list(self._minibatches(whole.rollout, step, epoch))
+            shares = [_here(share, whole.rollout, mine.rollout) for share in shares]
             if not self._optim.by_step:
-                yield from ((batch, share, done + number) for number, share in enumerate(shares))
+                yield from ((mine, share, done + number) for number, share in enumerate(shares))
                 continue
-            order = self._orders(batch.rollout, step, epoch)
+            k = latents_of(whole.rollout, "optim.by_step").logp.shape[1]
+            order = self._orders(mine.rollout, k, step, epoch)
             for place, places in enumerate(order.T):
-                part = decided(batch, places)
+                part = decided(mine, places) if len(places) else mine
                 for number, share in enumerate(shares):
                     passed = (place * len(shares) + number) * self._optim.minibatches // (order.shape[1] * len(shares))
                     yield part, share, done + passed
 
-    def _orders(self, rollout: Rollout, step: int, epoch: int) -> Int[Tensor, "b k"]:
+    def _orders(self, rollout: Rollout, k: int, step: int, epoch: int) -> Int[Tensor, "b {k}"]:
         """In which order each sample's steps are learned from, by the key of its noise."""
-        k = latents_of(rollout, "optim.by_step").logp.shape[1]
         keyed = (generator(self._seed, "order of steps", step, epoch, i).permutation(k) for i in rollout.ids)
-        return torch.stack([torch.from_numpy(one) for one in keyed])
+        return torch.stack([torch.from_numpy(one) for one in keyed]) if len(rollout) else torch.empty(0, k).long()
 
     def _minibatches(self, rollout: Rollout, step: int, epoch: int) -> Iterator[Int[Tensor, " n"]]:
         """Row numbers of every share of an epoch. Shuffled by a key, and not at all if one share is everything."""
@@ -217,6 +252,8 @@ class Learner:
 
     def _micro(self, index: Int[Tensor, " n"], rollout: Rollout) -> list[Int[Tensor, " m"]]:
         """Row numbers of every forward pass of an update."""
+        if not len(index):
+            return []
         size = self._optim.micro or len(index)
         if not self._needs.whole_groups:
             return list(index.split(size))
@@ -241,6 +278,14 @@ def _groups(rollout: Rollout) -> list[Int[Tensor, " n"]]:
     for i, group in enumerate(rollout.group.tolist()):
         rows.setdefault(group, []).append(i)
     return [torch.tensor(some) for some in rows.values()]
+
+
+def _here(share: Int[Tensor, " n"], whole: Rollout, mine: Rollout) -> Int[Tensor, " m"]:
+    """Rows of `mine` for those rows of `whole` that are in it."""
+    if mine is whole:
+        return share
+    row = {name: i for i, name in enumerate(mine.ids)}
+    return torch.tensor([row[whole.ids[i]] for i in share.tolist() if whole.ids[i] in row], dtype=torch.long)
 
 
 def _joined(means: Sequence[Mean]) -> Mean:

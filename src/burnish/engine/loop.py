@@ -6,6 +6,7 @@ import errno
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ import torch
 from burnish.engine import checkpoint
 from burnish.engine.checkpoint import Checkpoint
 from burnish.engine.evaluate import evaluate, summary
+from burnish.engine.grids import MOST_TILES
 from burnish.engine.interruption import Interruption, Stopped, interruptible
+from burnish.engine.layouts.chosen import layout
 from burnish.engine.layouts.local import Local, Place
-from burnish.engine.reporter import Reporter
-from burnish.engine.scoring import Scored, scored, settled
+from burnish.engine.layouts.processes import Processes
+from burnish.engine.ranks import read_by, rows, together, whole
+from burnish.engine.reporter import Nowhere, Reporter
+from burnish.engine.scoring import Scored, scored, settled, something_valid
 from burnish.formulas.groups import group_std
-from burnish.formulas.sentinel import statistics
+from burnish.formulas.sentinel import Glance, glance, joined
 from burnish.recipe.encode import encode
 from burnish.recipe.read import as_yaml, data_of
 from burnish.recipe.recipe import Recipe
-from burnish.types import Batch
+from burnish.types import Batch, Rollout, Scores, concatenate, take
 
 # What may differ between a run and its resumption: none of it changes what a step does.
 FREE = ("steps", "device", "suites", "evaluate_every", "checkpoint_every", "keep_checkpoints", "samples_every")
@@ -36,30 +41,44 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter
     Ctrl-C and SIGTERM write a checkpoint after the step and raise Stopped, a SystemExit with code 130 or 143.
     Raises ValueError for a folder that holds a run already or another run, for weights, rewards and losses that are
     not what they should be, and for a full disk; the last checkpoint stays whole.
+
+    Started as several processes (torchrun), all of them call this. The first one's folder and reporter are used.
     """
-    folder = Path(folder)
     facts = encode(recipe)
-    start = _start(folder, facts, resume)
-    reporter = reporter or Reporter(folder)
-    with interruptible() as interruption, closing(reporter):
-        try:
-            Run(recipe, folder, reporter, interruption).go(facts, start)
-        except OSError as problem:
-            if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise ValueError(f"{folder}: {problem.strerror}. Free some space and resume the run") from problem
+    with layout() as place:
+        ranks = place.ranks
+        folder = Path(ranks.first(lambda: str(folder)))
+        start = ranks.first(lambda: _start(folder, facts, resume))
+        speaks = (reporter or Reporter(folder)) if ranks.leads else Nowhere()
+        with interruptible() as interruption, closing(speaks):
+            try:
+                Run(recipe, folder, speaks, interruption).go(place, facts, start)
+            except OSError as problem:
+                if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                raise ValueError(f"{folder}: {problem.strerror}. Free some space and resume the run") from problem
     return folder
+
+
+@dataclass(frozen=True)
+class _Mine:
+    """What this process has drawn of a step."""
+
+    found: Scored
+    first: int  # samples of the first draw
+    evaluations: float  # of the network for them
+    seen: Glance
 
 
 class Run:
     """A run on its way."""
 
-    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter, interruption: Interruption) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter | Nowhere, interruption: Interruption) -> None:
         self._recipe, self._folder, self._reporter, self._interruption = recipe, folder, reporter, interruption
 
-    def go(self, facts: Mapping[str, Any], start: Checkpoint | None) -> None:
+    def go(self, layout: Local | Processes, facts: Mapping[str, Any], start: Checkpoint | None) -> None:
         recipe = self._recipe
-        place = Local().build(recipe)
+        place = layout.build(recipe)
         done = start.step if start else 0
         self._reporter.begin(facts, recipe.seed, place.device, done, recipe.steps)
         if start is not None:
@@ -71,73 +90,102 @@ class Run:
         self._began = time.monotonic() - (start.seconds if start else 0.0)
         if start is None:
             self._reporter.step(0, self._evaluate(place, 0))
-            self._stop_if_asked(0)
+            self._stop_if_asked(self._asked(place), 0)
         for step in range(done + 1, recipe.steps + 1):
             self._step(place, step)
         seconds = time.monotonic() - self._began
-        self._reporter.summary(summary(self._folder, recipe.suites, recipe.steps, seconds))
+        if place.ranks.leads:
+            self._reporter.summary(summary(self._folder, recipe.suites, recipe.steps, seconds))
 
     def _step(self, place: Place, step: int) -> None:
         """One turn: draw, score, weigh, update; then report, evaluate and save what is due."""
-        recipe, last = self._recipe, self._recipe.steps
-        drawn, metrics = self._draw(place, step)
-        rollout = place.learner.annotate(drawn.rollout, recipe.advantage.reads_reference)
-        batch = Batch(rollout, drawn.scores, place.advantage(drawn.scores, rollout), drawn.keep)
+        recipe, last, ranks = self._recipe, self._recipe.steps, place.ranks
+        mine, batch, metrics = self._drawn(place, step)
         clock, before = time.perf_counter(), place.policy.evaluations
-        metrics |= place.learner.update(place.objective, batch, place.scorer, step)
+        metrics |= place.learner.update(place.objective, batch, place.scorer, step, _own(batch, mine))
         metrics |= place.memories.metrics()
         metrics["update/seconds"] = time.perf_counter() - clock
-        if evaluations := place.policy.evaluations - before:
+        if evaluations := sum(ranks.gathered(place.policy.evaluations - before)):
             metrics["update/evaluations"] = float(evaluations)
-        measures = {n: scored(rollout, scorer, f"measures.{n}", step) for n, scorer in place.measures.items()}
+        measures = {name: self._measured(place, mine, name, step) for name in place.measures}
         for name, values in measures.items():
             metrics[f"measure/{name}_mean"] = _mean(values.total, values.valid)
         if step in (1, last) or _due(step, recipe.samples_every):
-            self._reporter.samples(step, batch, measures)
+            shown = rows(ranks, mine and mine.found.rollout.media[:MOST_TILES])
+            self._reporter.samples(step, replace(batch, rollout=replace(batch.rollout, media=shown)), measures)
         if step == last or _due(step, recipe.evaluate_every):
             metrics |= self._evaluate(place, step)
         self._reporter.step(step, metrics)
-        asked = self._interruption.number is not None
-        if step == last or asked or _due(step, recipe.checkpoint_every):
+        asked = self._asked(place)
+        if step == last or asked is not None or _due(step, recipe.checkpoint_every):
             self._save(place, step)
         if step < last:
-            self._stop_if_asked(step)
+            self._stop_if_asked(asked, step)
 
-    def _draw(self, place: Place, step: int) -> tuple[Scored, dict[str, float]]:
-        """Samples and their scores, from the weights that the objective wants to draw with."""
+    def _drawn(self, place: Place, step: int) -> tuple[_Mine | None, Batch, dict[str, float]]:
+        """What is drawn here, and the batch of all processes, weighed, with its metrics."""
+        recipe, ranks, clock = self._recipe, place.ranks, time.perf_counter()
+        groups = ranks.share(len(recipe.source.prompts_at(step, recipe.seed)))
+        mine, seconds = self._draw(place, step, groups) if len(groups) else (None, 0.0)
+        spent = time.perf_counter() - clock - seconds
+        plan, reads = recipe.source.plan_at(step), read_by(recipe.advantage)
+        rollout, scores = whole(ranks, mine and (mine.found.rollout, mine.found.scores), reads, plan)
+        something_valid(scores, step)
+        keep = rows(ranks, mine and mine.found.keep)
+        told = mine and (mine.first, mine.found.flat, mine.found.drawn, mine.evaluations, mine.seen)
+        first, flat, drawn, evaluations, seen = zip(*(one for one in ranks.gathered(told) if one), strict=True)
+        times = ranks.gathered((seconds, spent))  # of a stage: as long as the slowest takes
+        batch = Batch(rollout, scores, place.advantage(scores, rollout), keep)
+        groups_in_all = len(rollout.group.unique())
+        return (
+            mine,
+            batch,
+            {
+                "draw/seconds": max(one for one, _ in times),
+                "draw/images_per_second": sum(first) / max(one for one, _ in times),
+                "draw/entropy": float((rollout.entropy * rollout.weight).sum() / rollout.weight.sum()),
+                "draw/samples": float(sum(drawn)),
+                "score/seconds": max(one for _, one in times),
+                "score/flat_groups": sum(flat) / groups_in_all,
+                **({} if rollout.evaluations is None else {"draw/evaluations": sum(evaluations)}),
+                **{f"sentinel/{name}": value for name, value in joined(seen).items()},
+                **_score_metrics(scores, rollout),
+            },
+        )
+
+    def _draw(self, place: Place, step: int, groups: range) -> tuple[_Mine, float]:
+        """Samples and their scores, from the weights that the objective wants to draw with; seconds of drawing."""
         recipe, clock = self._recipe, time.perf_counter()
         with place.policy.using(recipe.objective.needs().draw_from):
-            rollout = recipe.source.draw(place.policy, step, recipe.seed, scorer=place.scorer)
+            rollout = recipe.source.draw(place.policy, step, recipe.seed, scorer=place.scorer, places=groups)
             seconds = time.perf_counter() - clock
-            images = len(rollout) / seconds
             scores = scored(rollout, place.scorer, "reward", step)
             found = settled(
                 (rollout, scores), recipe.flat_groups, recipe.source, place.policy, place.scorer, step, recipe.seed
             )
-        weight = found.rollout.weight
-        watched = statistics(found.rollout.media, found.rollout.group)
-        return found, {
-            "draw/seconds": seconds,
-            "draw/images_per_second": images,
-            "draw/entropy": float((found.rollout.entropy * weight).sum() / weight.sum()),
-            "draw/samples": float(found.drawn),
-            "score/seconds": time.perf_counter() - clock - seconds,
-            "score/flat_groups": found.flat_groups,
-            **({} if rollout.evaluations is None else {"draw/evaluations": float(rollout.evaluations.sum())}),
-            **{f"sentinel/{name}": value for name, value in watched.items()},
-            **_score_metrics(found),
-        }
+        evaluations = 0.0 if rollout.evaluations is None else float(rollout.evaluations.sum())
+        seen = glance(found.rollout.media, found.rollout.group)
+        annotated = place.learner.annotate(found.rollout, recipe.advantage.reads_reference)
+        return _Mine(replace(found, rollout=annotated), len(rollout), evaluations, seen), seconds
+
+    def _measured(self, place: Place, mine: _Mine | None, name: str, step: int) -> Scores:
+        """What a measure says of the whole step."""
+        here = mine and scored(mine.found.rollout, place.measures[name], f"measures.{name}", step)
+        return concatenate([one for one in place.ranks.gathered(here) if one is not None])
 
     def _evaluate(self, place: Place, step: int) -> dict[str, float]:
         metrics = {}
         recipe = self._recipe
         plan = recipe.source.evaluation()
-        for name, found in evaluate(recipe.suites, place.policy, plan, place.scorer, recipe.seed):
+        policy, scorer = together(place.ranks, place.policy, place.scorer)
+        for name, found in evaluate(recipe.suites, policy, plan, scorer, recipe.seed):
             self._reporter.evaluation(step, name, found)
             metrics |= {f"eval/{name}_{what}": value for what, value in found.metrics.items()}
         return metrics
 
     def _save(self, place: Place, step: int) -> None:
+        if not place.ranks.leads:
+            return
         seconds = time.monotonic() - self._began
         state = Checkpoint(
             step,
@@ -150,8 +198,11 @@ class Run:
         )
         checkpoint.write(self._folder, state, self._recipe.keep_checkpoints)
 
-    def _stop_if_asked(self, step: int) -> None:
-        number = self._interruption.number
+    def _asked(self, place: Place) -> int | None:
+        """The signal that any of the processes was asked to stop by."""
+        return next((number for number in place.ranks.gathered(self._interruption.number) if number is not None), None)
+
+    def _stop_if_asked(self, number: int | None, step: int) -> None:
         if number is None:
             return
         kept = f"with a checkpoint in {self._folder}" if step else "before anything was learned"
@@ -180,10 +231,20 @@ def _start(folder: Path, facts: Mapping[str, Any], resume: bool) -> Checkpoint |
     return checkpoint.read(newest) if newest else None
 
 
-def _score_metrics(found: Scored) -> dict[str, float]:
-    scores, valid = found.scores, found.scores.valid
+def _own(batch: Batch, mine: _Mine | None) -> Batch:
+    """The samples of a batch that this process drew, with what is large."""
+    if mine is None:
+        return take(batch, torch.empty(0, dtype=torch.long))
+    found, row = mine.found, {name: i for i, name in enumerate(batch.rollout.ids)}
+    at = torch.tensor([row[name] for name in found.rollout.ids])
+    advantage = batch.advantage[at.to(batch.advantage.device)].to(found.rollout.logp.device)
+    return Batch(found.rollout, found.scores, advantage, found.keep)
+
+
+def _score_metrics(scores: Scores, rollout: Rollout) -> dict[str, float]:
+    valid = scores.valid
     total = scores.total.double()[valid]
-    within = group_std(scores.total, found.rollout.group, valid)[valid]
+    within = group_std(scores.total, rollout.group, valid)[valid]
     return {
         "score/total_mean": float(total.mean()),
         "score/total_std": float(total.std(correction=0)),

@@ -2,7 +2,8 @@
 
     recipe.yaml          the recipe as `recipe.encode` gives it
     environment.json     burnish, commit, python, torch, transformers, platform, cpu, cores, threads, accelerator,
-                         device, seed, command, started (UTC, ISO 8601); `resumed`: a list of {step, started, command};
+                         device, seed, command, processes, started (UTC, ISO 8601); `resumed`: a list of {step, started,
+                         command, processes};
                          `warnings`: what `burnish check` had to say
     metrics.jsonl        one JSON object a step: {"step": 7, "<stage>/<what>": number or null, ...}; null is not finite
                          or not known. Step 0 is before the first update and has only eval/<suite>_<metric>; a step that
@@ -47,7 +48,7 @@ from torch import Tensor
 from burnish.core import Evaluation
 from burnish.engine.grids import COLUMNS, GAP, MOST_TILES, grid, save, shown
 from burnish.engine.progress import Progress
-from burnish.engine.surroundings import command, surroundings
+from burnish.engine.surroundings import command, processes, surroundings
 from burnish.recipe.read import as_yaml
 from burnish.types import Batch, Scores
 
@@ -72,7 +73,8 @@ class Reporter:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         if step > 0 and environment.exists():
             facts = json.loads(environment.read_text())
-            facts["resumed"] = [*facts.get("resumed", ()), {"step": step, "started": started, "command": command()}]
+            again = {"step": step, "started": started, "command": command(), "processes": processes()}
+            facts["resumed"] = [*facts.get("resumed", ()), again]
         else:
             facts = {**surroundings(), "device": str(device), "seed": seed, "started": started, "resumed": []}
         write_json(environment, {**facts, "warnings": self._warnings})
@@ -174,6 +176,24 @@ class Reporter:
                 if number and (int(number[1]) > step or step == 0):
                     file.unlink()
         (self.folder / "summary.json").unlink(missing_ok=True)
+
+
+class Nowhere:
+    """The reporter of a process that does not lead: nothing is written, and nothing said."""
+
+    def begin(self, recipe: Mapping[str, Any], seed: int, device: torch.device, step: int, steps: int) -> None: ...
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def samples(self, step: int, batch: Batch, measures: Mapping[str, Scores]) -> None: ...
+
+    def evaluation(self, step: int, suite: str, found: Evaluation) -> None: ...
+
+    def say(self, sentence: str) -> None: ...
+
+    def summary(self, facts: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def step_of(line: str) -> int:

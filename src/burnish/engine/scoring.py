@@ -23,7 +23,7 @@ class Scored:
     rollout: Rollout
     scores: Scores
     keep: Bool[Tensor, " b"]
-    flat_groups: float  # share of the groups of the first draw whose scores were all equal
+    flat: int  # groups of the first draw whose scores were all equal
     drawn: int  # samples drawn in all, refills included
 
 
@@ -79,25 +79,25 @@ def settled(
     """Keep, drop or refill the groups whose valid scores are all equal.
 
     A refilled group is replaced by the first of up to ATTEMPTS - 1 later draws of its prompt that is not flat; if none
-    is, it stays and does not count. Raises ValueError if no score at all could be computed.
+    is, it stays and does not count. Only the prompts of flat groups are drawn again.
     """
     rollout, scores = first
-    if not scores.valid.any():
-        raise ValueError(_nothing_valid(scores, step))
     dull = flat(scores.total, rollout.group, scores.valid)
-    share = _share(rollout, dull)
+    dull_at_first = len(rollout.group[dull].unique())
     drawn = len(rollout)
     if flat_groups == "refill":
+        place = {prompt.id: number for number, prompt in enumerate(source.prompts_at(step, seed))}
         for attempt in range(1, ATTEMPTS):
             if not dull.any():
                 break
-            again = source.draw(policy, step, seed, attempt, scorer)
+            asked = {rollout.prompts[i].id for i in dull.nonzero().squeeze(1).tolist()}
+            again = source.draw(policy, step, seed, attempt, scorer, sorted(place[name] for name in asked))
             drawn += len(again)
             fresh = scored(again, scorer, "reward", step)
             rollout, scores = _replaced((rollout, scores), dull, (again, fresh))
             dull = flat(scores.total, rollout.group, scores.valid)
     keep = scores.valid if flat_groups == "keep" else scores.valid & ~dull
-    return Scored(rollout, scores, keep, share, drawn)
+    return Scored(rollout, scores, keep, dull_at_first, drawn)
 
 
 def _replaced(old: tuple[Rollout, Scores], dull: Tensor, new: tuple[Rollout, Scores]) -> tuple[Rollout, Scores]:
@@ -115,13 +115,11 @@ def _replaced(old: tuple[Rollout, Scores], dull: Tensor, new: tuple[Rollout, Sco
     return take(rollout, order), take(scores, order)
 
 
-def _share(rollout: Rollout, dull: Tensor) -> float:
-    groups = rollout.group.unique()
-    return len(rollout.group[dull].unique()) / max(1, len(groups))
-
-
-def _nothing_valid(scores: Scores, step: int) -> str:
-    said = next((n for notes in scores.notes.values() for n in notes if n), "the reward left no note")
-    return (
-        f"step {step}: none of the {len(scores.valid)} samples could be scored ({said}); the weights were not changed"
-    )
+def something_valid(scores: Scores, step: int) -> None:
+    """Raises ValueError if no score at all could be computed."""
+    if not scores.valid.any():
+        said = next((n for notes in scores.notes.values() for n in notes if n), "the reward left no note")
+        raise ValueError(
+            f"step {step}: none of the {len(scores.valid)} samples could be scored ({said}); "
+            "the weights were not changed"
+        )

@@ -27,12 +27,18 @@ def surroundings() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "command": command(),
+        "processes": processes(),
     }
 
 
 def command() -> str:
     """The command line of this program."""
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def processes() -> int:
+    """How many processes this one was started with, by torchrun for example."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def commit() -> str | None:

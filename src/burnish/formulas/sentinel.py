@@ -7,6 +7,8 @@ OCR reward rose; small grids on faces under aesthetic rewards; samples of one pr
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -24,17 +26,38 @@ def statistics(media: Float[Tensor, "b *f 3 h w"], group: Int[Tensor, " b"], cel
     `group` numbers the prompts; `cell` is the width in pixels that one token is decoded to. A statistic that does not
     exist here (diversity without a group of two) is NaN.
     """
+    return joined([glance(media, group)], cell)
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What is seen of some whole groups of a batch: all that its statistics need, and small."""
+
+    each: Mapping[str, Float[Tensor, " n"]]  # statistics of every picture
+    across: Float[Tensor, " w-1"]  # sums of absolute differences of neighbouring pixels; float64
+    down: Float[Tensor, " h-1"]
+    apart: Float[Tensor, " g"]  # distances within groups of two or more
+
+
+def glance(media: Float[Tensor, "b *f 3 h w"], group: Int[Tensor, " b"]) -> Glance:
     images = pictures_of(media)
     light = luminance(images)
-    return {
-        "brightness": float(light.mean()),
-        "dark_share": float((light < DARK).float().mean()),
-        "contrast": float(contrast(light).mean()),
-        "edges": float(edges(light).mean()),
-        "colour_entropy": float(colour_entropy(images).mean()),
-        "grid": grid(light, cell),
-        "diversity": group_diversity(media, group),
+    each = {
+        "brightness": light.mean((1, 2)),
+        "dark_share": (light < DARK).float().mean((1, 2)),
+        "contrast": contrast(light),
+        "edges": edges(light),
+        "colour_entropy": colour_entropy(images),
     }
+    return Glance(each, *_profiles(light), group_distances(media, group))
+
+
+def joined(parts: Sequence[Glance], cell: int = 8) -> dict[str, float]:
+    """The statistics of a batch from glances at its parts. Raises ValueError for a cell under two pixels."""
+    means = {name: float(torch.cat([part.each[name] for part in parts]).mean()) for name in parts[0].each}
+    across, down = (torch.stack(profiles).sum(0) for profiles in zip(*((p.across, p.down) for p in parts), strict=True))
+    apart = torch.cat([part.apart for part in parts])
+    return {**means, "grid": _repeating(across, down, cell), "diversity": float(apart.mean())}
 
 
 def luminance(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"]:
@@ -73,10 +96,18 @@ def grid(light: Float[Tensor, "b h w"], cell: int) -> float:
     the cell, near 0 if edges fall anywhere. The larger direction counts; a flat batch has 0.
     Raises ValueError for a cell under two pixels.
     """
+    return _repeating(*_profiles(light), cell)
+
+
+def _profiles(light: Float[Tensor, "b h w"]) -> tuple[Float[Tensor, " w-1"], Float[Tensor, " h-1"]]:
+    """(across, down), float64 where the device has it."""
+    exact = torch.float32 if light.device.type == "mps" else torch.float64
+    return light.diff(dim=2).abs().sum((0, 1), dtype=exact), light.diff(dim=1).abs().sum((0, 2), dtype=exact)
+
+
+def _repeating(across: Float[Tensor, " w-1"], down: Float[Tensor, " h-1"], cell: int) -> float:
     if cell < 2:
         raise ValueError(f"a token cell of {cell} pixel has no period to look for; a cell is 2 pixels or wider")
-    across = light.diff(dim=2).abs().sum((0, 1))
-    down = light.diff(dim=1).abs().sum((0, 2))
     return max(_phase_length(across, cell), _phase_length(down, cell))
 
 
@@ -102,6 +133,11 @@ def pairwise_distance(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 def group_diversity(media: Float[Tensor, "b *f 3 h w"], group: Int[Tensor, " b"]) -> float:
     """Root-mean-square pixel distance of samples of one prompt: mean over pairs, then over groups of two or more."""
+    return float(group_distances(media, group).mean())
+
+
+def group_distances(media: Float[Tensor, "b *f 3 h w"], group: Int[Tensor, " b"]) -> Float[Tensor, " g"]:
+    """Root-mean-square pixel distance of samples of one prompt, mean over pairs, of every group of two or more."""
     rows = media.flatten(1)
     means = [pairwise_distance(rows[group == g]).mean() for g in group.unique() if int((group == g).sum()) > 1]
-    return float(torch.stack(means).mean()) if means else math.nan
+    return torch.stack(means) if means else rows.new_empty(0, dtype=torch.float32)

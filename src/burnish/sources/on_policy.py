@@ -50,16 +50,28 @@ class OnPolicy(Source):
     def evaluation(self) -> Plan:
         return self.plan.evaluation()
 
-    def draw(self, policy: Policy, step: int, seed: int, attempt: int = 0, scorer: Scorer | None = None) -> Rollout:
+    def draw(
+        self,
+        policy: Policy,
+        step: int,
+        seed: int,
+        attempt: int = 0,
+        scorer: Scorer | None = None,
+        places: Sequence[int] | None = None,
+    ) -> Rollout:
         plan, distinct = self.plan_at(step), self.prompts_at(step, seed)
+        whole = len(distinct) * plan.group
+        places = range(len(distinct)) if places is None else places
+        distinct = [distinct[place] for place in places]
         prompts = [prompt for prompt in distinct for _ in range(plan.group)]
+        number = torch.tensor([place * plan.group + i for place in places for i in range(plan.group)])
         b = len(prompts)
-        noise = Noise(seed, step, tuple(range(attempt * b, (attempt + 1) * b)))
+        noise = Noise(seed, step, tuple((attempt * whole + number).tolist()))
         if self.search:
             if scorer is None:
                 raise ValueError("source.on_policy.search: looks at rewards, and was given none")
             assert isinstance(plan, LatentPlan)
-            key = replace(noise, stream=f"attempt {attempt}")
+            key = replace(noise, ids=tuple(places), stream=f"attempt {attempt}")
             found = self.search(policy, distinct, plan, scorer, key, self.rows)
             noise = noise.starting(*(part.repeat_interleave(plan.group, 0) for part in found))
         rows = max(self.rows // plan.together, 1) * plan.together if self.rows else b
@@ -68,5 +80,5 @@ class OnPolicy(Source):
         if self.search and drawn.evaluations is not None:
             drawn = replace(drawn, evaluations=drawn.evaluations + self.search.evaluations / plan.group)
         # a policy numbers the groups of one chunk; a group that two chunks share is still one group
-        group = torch.arange(b).div(plan.compared, rounding_mode="floor").to(drawn.group)
+        group = number.div(plan.compared, rounding_mode="floor").to(drawn.group)
         return replace(drawn, group=group)

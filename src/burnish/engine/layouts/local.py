@@ -1,8 +1,8 @@
 """One process, one device.
 
 A layout answers two questions and nothing else: where the models live, and who holds which part of them. What it
-builds is all that the loop sees. A layout over several processes builds the same `Place`: its learner sums losses,
-counts and gradients over ranks before it divides, and its policy draws its share (noise is keyed by sample).
+builds is all that the loop sees. A layout over several processes (processes.py) builds the same `Place`: its learner
+sums losses, counts and gradients over ranks before it divides, and its source draws a share of the groups.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from burnish.core import Advantage, Copy, Objective, Policy, Scorer
 from burnish.engine.learner import Learner
 from burnish.engine.memory import Memories, begun
+from burnish.engine.ranks import Alone, Ranks
 from burnish.recipe.recipe import Recipe
 
 
@@ -30,24 +31,31 @@ class Place:
     advantage: Advantage  # at work, as is the objective: what in them remembers has begun
     objective: Objective
     memories: Memories
+    ranks: Ranks  # the processes of the run
 
 
 class Local:
     """The layout of one process."""
 
+    ranks: Ranks = Alone()
+
     def build(self, recipe: Recipe) -> Place:
         """Load everything a recipe names. Raises ValueError for weights that do not fit."""
-        device = device_of(recipe.device)
-        # Fresh weights (an adapter's, say) come from torch's own stream: the same seed gives the same ones.
-        torch.manual_seed(recipe.seed)
-        policy = in_training(recipe, device)
-        scorer = recipe.reward.load(device)
-        measures = {name: reward.load(device) for name, reward in recipe.measures.items()}
-        learner = Learner(policy, recipe.optim, recipe.objective.needs(), recipe.seed, recipe.steps)
-        advantage, weighing = begun(recipe.advantage, policy, "advantage", scorer)
-        objective, losing = begun(recipe.objective, policy, "objective", scorer)
-        memories = Memories({**weighing, **losing})
-        return Place(device, policy, scorer, measures, learner, advantage, objective, memories)
+        return built(recipe, device_of(recipe.device), self.ranks)
+
+
+def built(recipe: Recipe, device: torch.device, ranks: Ranks) -> Place:
+    """What a recipe names, in this process."""
+    # Fresh weights (an adapter's, say) come from torch's own stream: the same seed gives the same ones.
+    torch.manual_seed(recipe.seed)
+    policy = in_training(recipe, device)
+    scorer = recipe.reward.load(device)
+    measures = {name: reward.load(device) for name, reward in recipe.measures.items()}
+    learner = Learner(policy, recipe.optim, recipe.objective.needs(), recipe.seed, recipe.steps, ranks)
+    advantage, weighing = begun(recipe.advantage, policy, "advantage", scorer)
+    objective, losing = begun(recipe.objective, policy, "objective", scorer)
+    memories = Memories({**weighing, **losing})
+    return Place(device, policy, scorer, measures, learner, advantage, objective, memories, ranks)
 
 
 def in_training(recipe: Recipe, device: torch.device) -> Policy:

@@ -1,0 +1,208 @@
+"""Toy runs in several processes: what torchrun starts, and how the tests start it.
+
+    torchrun --nproc-per-node 2 tests/several.py NAME FOLDER [resume]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import toy_denoiser
+import toys
+from toy_run import everything, recipe
+from torch import Tensor
+
+from burnish.advantages.critic import Critic
+from burnish.advantages.diverse import Diverse
+from burnish.advantages.global_norm import GlobalNorm
+from burnish.advantages.prompt_history import PromptHistory
+from burnish.advantages.tree import Tree
+from burnish.core import Advantage, Evaluation, LatentPlan, Policy, Scorer, Suite
+from burnish.engine.loop import train
+from burnish.engine.reporter import Reporter
+from burnish.formulas.noise import Noise
+from burnish.objectives.dgpo import DGPO
+from burnish.objectives.gardo import GARDO
+from burnish.objectives.ppo_clip import PPOClip
+from burnish.objectives.reward_gradient import RewardGradient
+from burnish.objectives.step_clip import StepClip
+from burnish.plans.all_steps import AllSteps
+from burnish.plans.every_token import EveryToken
+from burnish.plans.tree import Tree as TreePlan
+from burnish.recipe.recipe import Optim, Recipe
+from burnish.sources.on_policy import OnPolicy
+from burnish.transitions.flow_sde import FlowSDE
+from burnish.types import Plan, Prompt, Rollout, Scores
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Bright(toys.Reward):
+    """Mean gray level, in steps, so that some groups are flat."""
+
+    steps: int = 0  # levels; 0: as it is
+    fails: int = -1  # the process that raises at the second call; -1: none
+    differentiable = True
+
+    def load(self, device: torch.device) -> Scorer:
+        return BrightScorer(self)
+
+
+class BrightScorer(Scorer):
+    def __init__(self, spec: Bright) -> None:
+        self.spec, self.calls = spec, 0
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        self.calls += 1
+        if self.calls == 2 and self.spec.fails == int(os.environ.get("RANK", "0")):
+            raise KeyError("no such endpoint")
+        values = images.double().mean((1, 2, 3))
+        return Scores.of("bright", (values * self.spec.steps).round() if self.spec.steps else values)
+
+
+@dataclass(frozen=True)
+class Drawn(Suite):
+    """Brightness of a few samples, and what the run's reward says of them."""
+
+    def run(self, policy: Policy, plan: Plan, reward: Scorer | None, seed: int) -> Evaluation:
+        asked = toy_denoiser.asked(1, 3)
+        drawn = policy.sample(asked, plan, Noise(seed, 0, (0, 1, 2), "evaluate"))
+        assert reward is not None and drawn.group.tolist() == [0, 1, 2]
+        bright = drawn.media.mean((1, 2, 3))
+        told = reward(drawn.media, asked).total
+        return Evaluation({"bright": float(bright.mean())}, {"told": told}, tuple(asked), drawn.media)
+
+
+@dataclass(frozen=True)
+class Peeks(Advantage):
+    """Reads pictures and does not say so."""
+
+    def __call__(self, scores: Scores, rollout: Rollout) -> Tensor:
+        return rollout.media.mean((1, 2, 3))
+
+
+def things() -> list[Prompt]:
+    """For sources: prompts of the toy flow."""
+    return toy_denoiser.asked(1, 4)
+
+
+def raster(**changes: Any) -> Recipe:
+    """Three groups, in float64."""
+    fields: dict[str, Any] = {
+        "policy": toys.ToyRaster(dtype=torch.float64),
+        "steps": 3,
+        "checkpoint_every": 2,
+        "samples_every": 2,
+        "reward": Bright(),
+        "measures": {"again": Bright()},
+        "optim": Optim(lr=0.03, epochs=2, minibatches=2, micro=5),
+    }
+    return recipe(**{**fields, **changes})
+
+
+def flow(**changes: Any) -> Recipe:
+    fields: dict[str, Any] = {
+        "policy": toy_denoiser.ToyFlow(shape=(3, 4, 4)),
+        "source": OnPolicy("several:things", AllSteps(group=4, steps=4, transition=FlowSDE()), per_step=3),
+        "objective": StepClip(),
+        "suites": {"drawn": Drawn()},
+        "optim": Optim(lr=0.01, minibatches=2),
+    }
+    return raster(**{**fields, **changes})
+
+
+NAMED: Mapping[str, Callable[[], Recipe]] = {
+    "raster": raster,
+    "float32": lambda: raster(policy=toys.ToyRaster()),
+    "batch": lambda: raster(advantage=GlobalNorm("batch"), optim=Optim(lr=0.03, minibatches=3)),
+    "history": lambda: raster(advantage=PromptHistory(buffer=30, least=10)),
+    "leashed": lambda: raster(objective=PPOClip(kl=0.1, anchor="recomputed")),
+    "drop": lambda: raster(reward=Bright(steps=2), flat_groups="drop", source=_tokens(2)),
+    "refill": lambda: raster(reward=Bright(steps=2), flat_groups="refill", source=_tokens(2)),
+    "flow": flow,
+    "gardo": lambda: flow(objective=GARDO(StepClip())),
+    "dgpo": lambda: flow(objective=DGPO()),
+    "critic": lambda: flow(advantage=Critic(updates=2, batch=8)),
+    "diverse": lambda: flow(advantage=Diverse(GlobalNorm())),
+    "tree": lambda: flow(advantage=Tree(), source=_tree()),
+    "by_step": lambda: flow(optim=Optim(lr=0.01, minibatches=2, by_step=True)),
+    "gradient": lambda: flow(objective=RewardGradient(), reward=Bright()),
+    "peeks": lambda: raster(advantage=Peeks()),
+    "fails": lambda: raster(reward=Bright(fails=1)),
+    "leader_fails": lambda: raster(reward=Bright(fails=0)),
+    "everything": lambda: _keyed(everything()),
+}
+
+
+def _tokens(group: int) -> OnPolicy:
+    return OnPolicy("toys:prompts", EveryToken(group=group), per_step=3)
+
+
+def _tree() -> OnPolicy:
+    return OnPolicy("several:things", TreePlan(steps=4, transition=FlowSDE(), forks=((0, 2), (2, 2)), group=4), per_step=3)
+
+
+def _keyed(whole: Recipe) -> Recipe:
+    """The run of test_resume without noise from torch's own stream, which every process has to itself."""
+    reward = toys.Brightness(pause=0.02)
+    policy = toys.ToyRaster(dtype=torch.float64)
+    return replace(whole, reward=reward, measures={"again": toys.Brightness()}, policy=policy)
+
+
+def start(name: str, folder: Path, processes: int, resume: bool = False) -> subprocess.Popen[str]:
+    """A toy run under torchrun, or by itself if it is one process."""
+    program = [str(HERE / "several.py"), name, str(folder), *(["resume"] if resume else [])]
+    python = [sys.executable]
+    if processes > 1:
+        python += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.Popen(
+        [*python, *program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**kept, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def done(program: subprocess.Popen[str], within: float = 240) -> tuple[int, str]:
+    """(exit status, what it said)."""
+    try:
+        out, said = program.communicate(timeout=within)
+    except subprocess.TimeoutExpired:
+        program.send_signal(signal.SIGKILL)
+        raise
+    return program.returncode, out + said
+
+
+def main(name: str, folder: str, *resume: str) -> int:
+    torch.set_num_threads(1)
+    home = Path(folder)
+    print(f"pid {os.environ.get('RANK', '0')} {os.getpid()}", flush=True)
+    for part in name.split("+"):  # several runs, one after another, in one start
+        here = home / part if "+" in name else home
+        try:
+            train(NAMED[part](), here, bool(resume), Reporter(here, quiet=True))
+        except ValueError as problem:
+            print(f"process {os.environ.get('RANK', '0')}: {problem}", flush=True)
+            return 2
+        except SystemExit as stopped:
+            return int(stopped.code or 0)
+        except BaseException:
+            traceback.print_exc()
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.modules["several"] = sys.modules["__main__"]
+    began = time.monotonic()
+    status = main(*sys.argv[1:])
+    sys.exit(status)
