@@ -1,15 +1,22 @@
-"""Toy runs in several processes: what torchrun starts, and how the tests start it.
+"""Toy runs in several processes.
 
     torchrun --nproc-per-node 2 tests/several.py NAME FOLDER [resume]
+
+Started without arguments it imports everything once, and forks the processes of a run for every line on its standard
+input, a JSON object {"name", "folder", "processes", "resume"}; it answers with their exit statuses. What they say is in
+said-0.txt, said-1.txt, ... beside the folder.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import importlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +26,15 @@ from typing import Any
 import torch
 import toy_denoiser
 import toys
-from toy_run import everything, recipe
 from torch import Tensor
+from toy_run import everything, recipe
 
 from burnish.advantages.critic import Critic
 from burnish.advantages.diverse import Diverse
 from burnish.advantages.global_norm import GlobalNorm
 from burnish.advantages.prompt_history import PromptHistory
 from burnish.advantages.tree import Tree
-from burnish.core import Advantage, Evaluation, LatentPlan, Policy, Scorer, Suite
+from burnish.core import Advantage, Evaluation, Policy, PolicySpec, Scorer, Suite
 from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
 from burnish.formulas.noise import Noise
@@ -45,6 +52,19 @@ from burnish.transitions.flow_sde import FlowSDE
 from burnish.types import Plan, Prompt, Rollout, Scores
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Exact(PolicySpec):
+    """A toy policy in float64."""
+
+    inner: PolicySpec
+
+    def load(self, device: torch.device) -> Policy:
+        policy = self.inner.load(device)
+        for _, weight in policy.parameters():
+            weight.data = weight.data.double()
+        return policy
 
 
 @dataclass(frozen=True)
@@ -100,7 +120,7 @@ def things() -> list[Prompt]:
 def raster(**changes: Any) -> Recipe:
     """Three groups, in float64."""
     fields: dict[str, Any] = {
-        "policy": toys.ToyRaster(dtype=torch.float64),
+        "policy": Exact(toys.ToyRaster()),
         "steps": 3,
         "checkpoint_every": 2,
         "samples_every": 2,
@@ -113,7 +133,7 @@ def raster(**changes: Any) -> Recipe:
 
 def flow(**changes: Any) -> Recipe:
     fields: dict[str, Any] = {
-        "policy": toy_denoiser.ToyFlow(shape=(3, 4, 4)),
+        "policy": toy_denoiser.ToyFlow(),
         "source": OnPolicy("several:things", AllSteps(group=4, steps=4, transition=FlowSDE()), per_step=3),
         "objective": StepClip(),
         "suites": {"drawn": Drawn()},
@@ -142,6 +162,7 @@ NAMED: Mapping[str, Callable[[], Recipe]] = {
     "fails": lambda: raster(reward=Bright(fails=1)),
     "leader_fails": lambda: raster(reward=Bright(fails=0)),
     "everything": lambda: _keyed(everything()),
+    "longer": lambda: replace(_keyed(everything()), samples_every=5, optim=Optim(lr=0.03, epochs=2, minibatches=2)),
 }
 
 
@@ -150,13 +171,13 @@ def _tokens(group: int) -> OnPolicy:
 
 
 def _tree() -> OnPolicy:
-    return OnPolicy("several:things", TreePlan(steps=4, transition=FlowSDE(), forks=((0, 2), (2, 2)), group=4), per_step=3)
+    return OnPolicy("several:things", TreePlan(steps=4, transition=FlowSDE(), forks=(0, 2), group=4), per_step=3)
 
 
 def _keyed(whole: Recipe) -> Recipe:
     """The run of test_resume without noise from torch's own stream, which every process has to itself."""
     reward = toys.Brightness(pause=0.02)
-    policy = toys.ToyRaster(dtype=torch.float64)
+    policy = Exact(toys.ToyRaster())
     return replace(whole, reward=reward, measures={"again": toys.Brightness()}, policy=policy)
 
 
@@ -168,7 +189,11 @@ def start(name: str, folder: Path, processes: int, resume: bool = False) -> subp
         python += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
-        [*python, *program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**kept, "OMP_NUM_THREADS": "1"}
+        [*python, *program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**kept, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -184,25 +209,53 @@ def done(program: subprocess.Popen[str], within: float = 240) -> tuple[int, str]
 
 def main(name: str, folder: str, *resume: str) -> int:
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(200)  # where it hangs, if it does
     home = Path(folder)
-    print(f"pid {os.environ.get('RANK', '0')} {os.getpid()}", flush=True)
-    for part in name.split("+"):  # several runs, one after another, in one start
-        here = home / part if "+" in name else home
-        try:
-            train(NAMED[part](), here, bool(resume), Reporter(here, quiet=True))
-        except ValueError as problem:
-            print(f"process {os.environ.get('RANK', '0')}: {problem}", flush=True)
-            return 2
-        except SystemExit as stopped:
-            return int(stopped.code or 0)
-        except BaseException:
-            traceback.print_exc()
-            return 1
+    home.parent.mkdir(parents=True, exist_ok=True)
+    (home.parent / f"pid-{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))
+    name, _, until = name.partition(":")
+    whole = NAMED[name]()
+    try:
+        train(replace(whole, steps=int(until)) if until else whole, home, bool(resume), Reporter(home, quiet=True))
+    except ValueError as problem:
+        print(f"process {os.environ.get('RANK', '0')}: {problem}", flush=True)
+        return 2
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
     return 0
+
+
+def _fork(rank: int, processes: int, port: int, name: str, folder: str, resume: bool) -> int:
+    if pid := os.fork():
+        return pid
+    if processes > 1:
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in told.items()}, MASTER_ADDR="127.0.0.1")
+    with Path(f"{folder}-said-{rank}.txt").open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    status = main(name, folder, *(["resume"] if resume else []))
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def _serve() -> None:
+    importlib.import_module("torch.utils.tensorboard")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pids = [_fork(rank, port=port, **asked) for rank in range(asked["processes"])]
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 
 
 if __name__ == "__main__":
     sys.modules["several"] = sys.modules["__main__"]
-    began = time.monotonic()
-    status = main(*sys.argv[1:])
-    sys.exit(status)
+    if len(sys.argv) == 1:
+        _serve()
+    else:
+        sys.exit(main(*sys.argv[1:]))
