@@ -29,6 +29,7 @@ from burnish.core import (
     Stirred,
     Transition,
 )
+from burnish.engine.ranks import read_by, slim
 from burnish.formulas.matching import noised
 from burnish.formulas.noise import Noise
 from burnish.recipe.check import accepts
@@ -373,7 +374,15 @@ def settings_remember_nothing(advantage: Advantage) -> None:
     assert torch.equal(advantage(*first), expected), "settings remember what they were asked before"
 
 
+def it_says_what_it_reads(advantage: Advantage) -> None:
+    """Over several processes it is given the pictures and states that it says it reads, and no others."""
+    rollout = drawn(advantage)
+    expected = advantage(scored(rollout), rollout)
+    assert torch.equal(advantage(scored(rollout), slim(rollout, read_by(advantage))), expected)
+
+
 ADVANTAGE_LAWS = [
+    it_says_what_it_reads,
     advantages_follow_their_samples,
     invalid_members_get_and_give_nothing,
     advantages_sum_to_zero_in_each_group,

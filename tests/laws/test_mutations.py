@@ -166,6 +166,7 @@ class Keeps(Advantage):
 
 
 ADVANTAGES = {
+    laws.it_says_what_it_reads: Weighs(lambda s, r: GroupMean()(s, r) * r.media.mean((1, 2, 3))),
     laws.advantages_follow_their_samples: Weighs(lambda s, r: GroupNorm()(s, r) * torch.arange(len(r))),
     laws.invalid_members_get_and_give_nothing: Weighs(without_looking_at_valid),
     laws.advantages_sum_to_zero_in_each_group: Weighs(lambda s, r: torch.where(s.valid, s.total, 0.0)),
