@@ -166,6 +166,10 @@ NAMED: Mapping[str, Callable[[], Recipe]] = {
 }
 
 
+def in_float32(name: str) -> bool:
+    return not isinstance(NAMED[name]().policy, Exact)
+
+
 def _tokens(group: int) -> OnPolicy:
     return OnPolicy("toys:prompts", EveryToken(group=group), per_step=3)
 

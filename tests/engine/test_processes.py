@@ -22,9 +22,10 @@ from burnish.engine.reporter import TIMINGS
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[1]
-# Sums of other orders: in float64 a weight differs by some units in the last place after three steps of AdamW, which
-# divides by the gradient's size and so keeps a relative error. Measured over all runs below: at most 3e-13.
-CLOSE = 1e-11
+# Sums are taken in another order, and matrix products of other shapes round differently. Largest relative difference of
+# anything that a run leaves behind, after three steps: measured 4e-16 in float64 and 1.2e-7 in float32, in which the toy
+# flow keeps its states and weights.
+CLOSE, CLOSE_IN_FLOAT32 = 1e-12, 5e-6
 
 
 class Several:
@@ -138,7 +139,7 @@ def test_any_number_of_processes_is_the_same_run(run: Several, name: str, counts
     alone = run.done(name, 1)
     assert any(row.get("update/grad_norm", 0) > 1e-6 for row in lines(alone)), "something is learned"
     for count in counts:
-        assert apart(alone, run.done(name, count)) < CLOSE
+        assert apart(alone, run.done(name, count)) < (CLOSE_IN_FLOAT32 if several.in_float32(name) else CLOSE)
 
 
 def test_the_first_of_several_processes_alone_writes(run: Several) -> None:

@@ -378,7 +378,11 @@ def it_says_what_it_reads(advantage: Advantage) -> None:
     """Over several processes it is given the pictures and states that it says it reads, and no others."""
     rollout = drawn(advantage)
     expected = advantage(scored(rollout), rollout)
-    assert torch.equal(advantage(scored(rollout), slim(rollout, read_by(advantage))), expected)
+    try:
+        found = advantage(scored(rollout), slim(rollout, read_by(advantage)))
+    except ValueError as refused:
+        raise AssertionError(str(refused)) from refused
+    assert torch.equal(found, expected)
 
 
 ADVANTAGE_LAWS = [
