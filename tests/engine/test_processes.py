@@ -23,8 +23,8 @@ from burnish.engine.reporter import TIMINGS
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[1]
 # Sums are taken in another order, and matrix products of other shapes round differently. Largest relative difference of
-# anything that a run leaves behind, after three steps: measured 4e-16 in float64 and 1.2e-7 in float32, in which the toy
-# flow keeps its states and weights.
+# anything that a run leaves behind, after three steps: measured 4e-16 in float64 and 1.2e-7 in float32, in which the
+# toy flow keeps its states and weights.
 CLOSE, CLOSE_IN_FLOAT32 = 1e-12, 5e-6
 
 
