@@ -144,8 +144,7 @@ class Company(Ranks):
         except RuntimeError as problem:  # all that torch.distributed raises is one
             raise Lost(
                 f"process {self.number} of {self.count} lost the others: one of them ended, or did not answer for "
-                f"{PATIENCE.seconds // 60} minutes ({str(problem).splitlines()[0]}). The last checkpoint is whole; "
-                "resume the run to go on from there"
+                f"{PATIENCE.seconds // 60} minutes. The last checkpoint is whole; resume the run to go on from there"
             ) from problem
 
 
