@@ -165,7 +165,7 @@ def test_a_run_goes_on_with_another_number_of_processes(run: Several) -> None:
     [
         (
             "fails",
-            "process 1: reward: the reward failed at step 1",
+            "process 1: reward: the reward failed at step 2",
             "process 0: process 1 of 2 has failed: reward: the",
         ),
         (
