@@ -9,7 +9,6 @@ said-0.txt, said-1.txt, ... beside the folder.
 
 from __future__ import annotations
 
-import faulthandler
 import importlib
 import json
 import os
@@ -45,6 +44,7 @@ from burnish.objectives.reward_gradient import RewardGradient
 from burnish.objectives.step_clip import StepClip
 from burnish.plans.all_steps import AllSteps
 from burnish.plans.every_token import EveryToken
+from burnish.plans.ode import ODE
 from burnish.plans.tree import Tree as TreePlan
 from burnish.recipe.recipe import Optim, Recipe
 from burnish.sources.on_policy import OnPolicy
@@ -153,6 +153,7 @@ NAMED: Mapping[str, Callable[[], Recipe]] = {
     "flow": flow,
     "gardo": lambda: flow(objective=GARDO(StepClip())),
     "dgpo": lambda: flow(objective=DGPO()),
+    "ode": lambda: flow(objective=DGPO(), source=OnPolicy("several:things", ODE(group=4, steps=4), per_step=3)),
     "critic": lambda: flow(advantage=Critic(updates=2, batch=8)),
     "diverse": lambda: flow(advantage=Diverse(GlobalNorm())),
     "tree": lambda: flow(advantage=Tree(), source=_tree()),
@@ -213,7 +214,6 @@ def done(program: subprocess.Popen[str], within: float = 240) -> tuple[int, str]
 
 def main(name: str, folder: str, *resume: str) -> int:
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(200)  # where it hangs, if it does
     home = Path(folder)
     home.parent.mkdir(parents=True, exist_ok=True)
     (home.parent / f"pid-{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))

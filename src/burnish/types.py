@@ -154,7 +154,7 @@ class Rollout:
 
     def _row(self, name: str) -> Float[Tensor, "b k"]:
         parts = [getattr(decision, name) for decision in self.decisions]
-        return torch.cat(parts, 1) if parts else self.media.new_zeros(len(self), 0)
+        return torch.cat(parts, 1) if parts else torch.zeros(len(self), 0, device=self.group.device)
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -128,6 +128,7 @@ def _apart(a, b, where: str) -> float:
         ("flow", (2, 4)),
         ("gardo", (2,)),  # looks at the whole step and renews a copy
         ("dgpo", (2,)),  # groups stay whole in a forward pass
+        ("ode", (2,)),  # no decision has a log-probability
         ("critic", (2,)),  # reads states, which are gathered
         ("diverse", (2,)),  # reads pictures
         ("tree", (2,)),  # reads branches
