@@ -193,14 +193,19 @@ def test_a_folder_that_holds_a_run_is_refused_by_all(run: Several) -> None:
     assert "holds a run already" in run.said(place)
 
 
+def wait_for(program: subprocess.Popen, folder: Path, step: int) -> None:
+    """Until a run has told of a step."""
+    metrics, limit = folder / "metrics.jsonl", time.monotonic() + 240
+    while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
+        assert time.monotonic() < limit and program.poll() is None, several.done(program)
+        time.sleep(0.01)
+
+
 def test_one_killed_process_ends_the_run_and_it_goes_on(run: Several, tmp_path: Path) -> None:
     """Under torchrun: SIGKILL of the second process, then a resume, against a run that was not killed."""
     folder = tmp_path / "killed"
     program = several.start("everything", folder, 2)
-    limit = time.monotonic() + 240
-    while not (folder / "metrics.jsonl").exists() or '"step": 6,' not in (folder / "metrics.jsonl").read_text():
-        assert time.monotonic() < limit and program.poll() is None, several.done(program)
-        time.sleep(0.01)
+    wait_for(program, folder, 6)
     os.kill(int((folder.parent / "pid-1").read_text()), signal.SIGKILL)
     status, said = several.done(program)
     assert status != 0 and "lost the others" in said
@@ -211,10 +216,7 @@ def test_one_killed_process_ends_the_run_and_it_goes_on(run: Several, tmp_path: 
 def test_asked_to_stop_all_stop_after_the_same_step(run: Several, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     program = several.start("everything", folder, 2)
-    limit = time.monotonic() + 240
-    while not (folder / "metrics.jsonl").exists() or '"step": 5,' not in (folder / "metrics.jsonl").read_text():
-        assert time.monotonic() < limit and program.poll() is None, several.done(program)
-        time.sleep(0.01)
+    wait_for(program, folder, 5)
     os.kill(int((folder.parent / "pid-1").read_text()), signal.SIGTERM)  # one is told, both stop
     several.done(program)
     newest = checkpoint.latest(folder)

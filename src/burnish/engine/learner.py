@@ -70,9 +70,8 @@ class Learner:
         from the first update alone: later ones see weights that have moved. Raises ValueError for a loss or gradient
         that is not finite; that update is not made.
         """
-        alone = mine is None
         batch = take(batch, batch.keep.nonzero().squeeze(1))
-        mine = batch if alone else take(mine, mine.keep.nonzero().squeeze(1))
+        mine = batch if mine is None else take(mine, mine.keep.nonzero().squeeze(1))
         if len(batch.rollout) == 0:
             return {"update/samples": 0.0}
         if isinstance(objective, Watches):
@@ -174,9 +173,9 @@ class Learner:
             torch.stack([getattr(loss, what) for loss in losses]).sum() if losses else torch.zeros(())
             for what in ("total", "count")
         )
-        reached = [weight.grad is not None for weight in self._weights]
         if self._ranks.count == 1:
             return total, count, metrics
+        reached = [weight.grad is not None for weight in self._weights]
         found = self._ranks.gathered((total, count, metrics, reached))
         for weight, known in zip(self._weights, zip(*(one[3] for one in found), strict=True), strict=True):
             if any(known) and weight.grad is None:

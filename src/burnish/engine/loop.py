@@ -102,7 +102,8 @@ class Run:
         recipe, last, ranks = self._recipe, self._recipe.steps, place.ranks
         mine, batch, metrics = self._drawn(place, step)
         clock, before = time.perf_counter(), place.policy.evaluations
-        metrics |= place.learner.update(place.objective, batch, place.scorer, step, _own(batch, mine))
+        own = None if ranks.count == 1 else _own(batch, mine)  # alone, all are
+        metrics |= place.learner.update(place.objective, batch, place.scorer, step, own)
         metrics |= place.memories.metrics()
         metrics["update/seconds"] = time.perf_counter() - clock
         if evaluations := sum(ranks.gathered(place.policy.evaluations - before)):
