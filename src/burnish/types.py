@@ -186,6 +186,8 @@ class Batch:
     scores: Scores
     advantage: Float[Tensor, " b"] | Float[Tensor, "b k"]  # 0 where a score is invalid
     keep: Bool[Tensor, " b"]  # samples that count in the loss: a valid score, and a group that was not dropped
+    seed: int = 0  # of the run; with the step it keys the noise that an objective draws itself
+    step: int = 0
 
 
 @dataclass(frozen=True)

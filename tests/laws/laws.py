@@ -242,7 +242,7 @@ def a_step_down_the_loss_makes_good_samples_likelier(objective: Objective) -> No
         rollout = policy.sample(toy_prompts(3, 4), TokenPlan(group=4), Noise(4, 0, tuple(range(12))))
     of = batch(objective, replace(rollout, reference=rollout.logp))
     if hasattr(objective, "draws"):
-        objective, likely, least = replace(objective, draws=100), matched(policy, rollout), 0.3
+        objective, likely, least = replace(objective, draws=100), matched(policy, of), 0.3
     else:
         likely, least = policy.logp(rollout), 0.9
     slope = outcome(objective, of, policy)[2]
@@ -251,9 +251,9 @@ def a_step_down_the_loss_makes_good_samples_likelier(objective: Objective) -> No
     assert torch.cosine_similarity(slope, -up, dim=0) > least, "the gradient does not lead towards good samples"
 
 
-def matched(policy: Denoiser, rollout: Rollout) -> Tensor:
+def matched(policy: Denoiser, of: Batch) -> Tensor:
     """What stands for the log-probability where samples are noised again: minus the mean error of the velocity."""
-    some = noised(rollout, 100, "uniform", policy.times(4))
+    some = noised(of, 100, "uniform", policy.times(4))
     return -some.error(policy.velocity(some.x, some.t, some.prompts)).mean(1, keepdim=True)
 
 

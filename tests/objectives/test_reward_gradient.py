@@ -174,7 +174,7 @@ def test_one_step_is_the_last_with_its_input_detached():
 
 def test_refl_by_its_definition():
     policy, of = drawn()
-    some = noised(of.rollout, 3, "steps", policy.times(4)[-3:])
+    some = noised(of, 3, "steps", policy.times(4)[-3:])
     assert set(some.t.tolist()) == {0.25, 0.5}
     x = some.x - some.t.double().view(-1, 1, 1, 1) * policy.velocity(some.x, some.t, some.prompts)
     reward = Linear()(policy.decode(x), ()).total

@@ -136,7 +136,7 @@ class Run:
         told = mine and (mine.first, mine.found.flat, mine.found.drawn, mine.evaluations, mine.seen)
         first, flat, drawn, evaluations, seen = zip(*(one for one in ranks.gathered(told) if one), strict=True)
         times = ranks.gathered((seconds, spent))  # of a stage: as long as the slowest takes
-        batch = Batch(rollout, scores, place.advantage(scores, rollout), keep)
+        batch = Batch(rollout, scores, place.advantage(scores, rollout), keep, recipe.seed, step)
         groups_in_all = len(rollout.group.unique())
         return (
             mine,
@@ -239,7 +239,7 @@ def _own(batch: Batch, mine: _Mine | None) -> Batch:
     found, row = mine.found, {name: i for i, name in enumerate(batch.rollout.ids)}
     at = torch.tensor([row[name] for name in found.rollout.ids])
     advantage = batch.advantage[at.to(batch.advantage.device)].to(found.rollout.logp.device)
-    return Batch(found.rollout, found.scores, advantage, found.keep)
+    return replace(batch, rollout=found.rollout, scores=found.scores, advantage=advantage, keep=found.keep)
 
 
 def _score_metrics(scores: Scores, rollout: Rollout) -> dict[str, float]:

@@ -1,13 +1,12 @@
 """Clean samples noised again: what objectives train on that need no likelihood, and so accept any sampler.
 
-x_t = (1 - t) x_0 + t noise, and the velocity to match is noise - x_0. Times and noise are keyed by the sample (its id
-and its clean latent), so neither the order nor the split of a batch changes them; a new draw brings new ones. Rows are
-b samples x n draws of each, the draws of a sample lying together.
+x_t = (1 - t) x_0 + t noise, and the velocity to match is noise - x_0. Times and noise are keyed by the run's seed, the
+step and the sample's id, so neither the order of a batch, nor its split, nor the number of processes changes them; a
+new step brings new ones. Rows are b samples x n draws of each, the draws of a sample lying together.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from burnish.formulas import gaussian
 from burnish.formulas.noise import Noise
-from burnish.types import Prompt, Rollout
+from burnish.types import Batch, Prompt, Rollout
 
 Times = Literal["steps", "uniform", "logit_normal"]
 
@@ -46,14 +45,14 @@ class Noised:
 
 
 def noised(
-    rollout: Rollout,
+    batch: Batch,
     draws: int,
     times: Times,
     schedule: Float[Tensor, " s"],
     low: float = 0.0,
     together: Bool[Tensor, " b"] | None = None,
 ) -> Noised:
-    """Every sample of a rollout, noised to `draws` times of at least `low`.
+    """Every sample of a batch, noised to `draws` times of at least `low`.
 
         steps         beginnings of the sampler's steps, of which `schedule` holds beginnings and ends
         uniform       from [low, 1]
@@ -63,15 +62,14 @@ def noised(
     share times and noise, those of its first sample that counts.
     Raises ValueError for a rollout without clean latents.
     """
+    rollout = batch.rollout
     if rollout.final is None:
         raise ValueError("this objective trains on clean latents (rollout.final), which this policy does not give")
     clean = rollout.final
     if clean.dim() < 2 or draws < 1:
         raise ValueError(f"draws must be 1 or more, got {draws}")
-    keys = _keys(rollout)
-    if together is not None:
-        keys = _of_the_first(keys, rollout, together)
-    random = Noise(0, 0, keys, "noised")
+    keys = rollout.ids if together is None else _of_the_first(rollout, together)
+    random = Noise(batch.seed, batch.step, keys, "noised")
     share = (torch.arange(draws) + random.uniform(draws, "time").double()) / draws
     t = _at(share.flatten(), times, schedule, low).to(clean.device)
     noise = random.normal((draws, *clean.shape[1:]), "noise").flatten(0, 1).to(clean)
@@ -100,19 +98,10 @@ def _at(share: Tensor, times: Times, schedule: Tensor, low: float) -> Float[Tens
     return low + (1 - low) * share
 
 
-def _keys(rollout: Rollout) -> tuple[int, ...]:
-    """A number for every sample: of its id, and of its clean latent, so that another step has another."""
-    assert rollout.final is not None
-    found = []
-    for name, latent in zip(rollout.ids, rollout.final.detach().float().cpu().contiguous().numpy(), strict=True):
-        found.append(hashlib.blake2b(latent.tobytes(), digest_size=8, salt=str(name).encode()[-16:]).digest())
-    return tuple(int.from_bytes(digest) for digest in found)
-
-
-def _of_the_first(keys: tuple[int, ...], rollout: Rollout, counts: Bool[Tensor, " b"]) -> tuple[int, ...]:
-    """For every sample, the key of the one with the smallest id among those of its group that count."""
-    first: dict[int, tuple[int, int]] = {}
-    for group, name, key, counted in zip(rollout.group.tolist(), rollout.ids, keys, counts.tolist(), strict=True):
+def _of_the_first(rollout: Rollout, counts: Bool[Tensor, " b"]) -> tuple[int, ...]:
+    """For every sample, the smallest id among those of its group that count; its own, if none does."""
+    first: dict[int, int] = {}
+    for group, name, counted in zip(rollout.group.tolist(), rollout.ids, counts.tolist(), strict=True):
         if counted:
-            first[group] = min(first.get(group, (name, key)), (name, key))
-    return tuple(first.get(group, (0, key))[1] for group, key in zip(rollout.group.tolist(), keys, strict=True))
+            first[group] = min(first.get(group, name), name)
+    return tuple(first.get(group, name) for group, name in zip(rollout.group.tolist(), rollout.ids, strict=True))

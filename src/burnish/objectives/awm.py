@@ -63,7 +63,7 @@ class AWM(Objective[Denoiser]):
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, keep = batch.rollout, batch.keep
         assert isinstance(rollout.plan, LatentPlan)
-        some = noised(rollout, self.draws, self.times, policy.times(rollout.plan.steps))
+        some = noised(batch, self.draws, self.times, policy.times(rollout.plan.steps))
         fixed = {}
         for name in self.needs().copies:
             with torch.no_grad(), policy.using(name):

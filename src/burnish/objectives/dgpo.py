@@ -57,7 +57,7 @@ class DGPO(Objective[Denoiser]):
         rollout, keep = batch.rollout, batch.keep
         assert isinstance(rollout.plan, LatentPlan)
         schedule = policy.times(rollout.plan.steps)
-        some = noised(rollout, self.draws, self.times, schedule, self.low, together=keep)
+        some = noised(batch, self.draws, self.times, schedule, self.low, together=keep)
         with torch.no_grad(), policy.using("reference"):
             reference = policy.velocity(some.x, some.t, some.prompts)
         with torch.no_grad(), policy.using("old"):

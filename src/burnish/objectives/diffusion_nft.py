@@ -59,7 +59,7 @@ class DiffusionNFT(Objective[Denoiser]):
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, keep = batch.rollout, batch.keep
         assert isinstance(rollout.plan, LatentPlan)
-        some = noised(rollout, self.draws, self.times, policy.times(rollout.plan.steps))
+        some = noised(batch, self.draws, self.times, policy.times(rollout.plan.steps))
         with torch.no_grad(), policy.using("old"):
             old = policy.velocity(some.x, some.t, some.prompts)
         if self.kl > 0:

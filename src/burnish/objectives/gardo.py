@@ -150,7 +150,7 @@ class _Leash:
         self._stepped = bool(batch.rollout.decisions)
         if not self._stepped:
             assert isinstance(batch.rollout.plan, LatentPlan)
-            self._some = noised(batch.rollout, 1, "steps", policy.times(batch.rollout.plan.steps))
+            self._some = noised(batch, 1, "steps", policy.times(batch.rollout.plan.steps))
         self.weight = batch.rollout.weight if self._stepped else torch.ones(len(batch.rollout), 1)
         with torch.no_grad(), policy.using("reference"):
             self._reference = self._now()

@@ -38,7 +38,7 @@ class RAFT(Objective[Denoiser]):
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, keep = batch.rollout, batch.keep
         assert isinstance(rollout.plan, LatentPlan)
-        some = noised(rollout, self.draws, self.times, policy.times(rollout.plan.steps))
+        some = noised(batch, self.draws, self.times, policy.times(rollout.plan.steps))
         error = some.error(policy.velocity(some.x, some.t, some.prompts))
         best = order(batch.scores.total, rollout.group, keep, rollout.ids) < self.best
         weight, each = best.to(error).unsqueeze(1).expand_as(error), torch.ones_like(error)

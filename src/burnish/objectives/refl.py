@@ -41,9 +41,9 @@ class ReFL(Objective[Denoiser]):
         return Needs(reward_gradient=True)
 
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
-        rollout, plan = batch.rollout, batch.rollout.plan
+        plan = batch.rollout.plan
         assert isinstance(plan, LatentPlan)
-        some = noised(rollout, self.draws, "steps", policy.times(plan.steps)[-1 - self.last :])
+        some = noised(batch, self.draws, "steps", policy.times(plan.steps)[-1 - self.last :])
         v = policy.velocity(some.x, some.t, some.prompts, plan.guidance)
         latents = gaussian.clean(some.x, v, some.t)
         scores = reward(policy.decode(latents).clamp(0, 1), some.prompts)

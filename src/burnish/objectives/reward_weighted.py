@@ -40,7 +40,7 @@ class RewardWeighted(Objective[Denoiser]):
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, keep = batch.rollout, batch.keep
         assert isinstance(rollout.plan, LatentPlan)
-        some = noised(rollout, self.draws, self.times, policy.times(rollout.plan.steps))
+        some = noised(batch, self.draws, self.times, policy.times(rollout.plan.steps))
         error = some.error(policy.velocity(some.x, some.t, some.prompts))
         advantage = of_samples(batch.advantage, "objective.reward_weighted").to(error)
         if self.rule == "soft":
