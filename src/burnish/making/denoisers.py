@@ -38,7 +38,7 @@ from burnish.policies.sd import SD
 from burnish.types import Prompt
 from burnish.worlds.scenes.render import SIDE, captions, draw_scene, render
 
-NOISIEST = 0.9  # time up to which a prediction of noise is good enough to be a velocity
+NOISIEST = 0.93  # time up to which a prediction of noise is good enough to be a velocity
 CELLS = SIDE // 8  # places of a latent's side
 
 
@@ -56,6 +56,7 @@ class Settings:
     mistakes: float = 0.0  # share of captions that are not true of theirs
     start: Path | None = None  # folder of an earlier training to go on from
     teacher: Path | None = None  # folder of a Stable Diffusion whose velocities a flow learns, in place of pictures'
+    guidance: float = 1.0  # of the teacher: what it draws with guidance, a flow then draws without
     compile: bool = False  # the network, by torch.compile: two minutes, then a fifth less of each step
 
 
@@ -81,9 +82,12 @@ class Pupil(ABC):
 class Flow(Pupil):
     """Stable Diffusion 3 with two text encoders; T5 is left out. Learns from a teacher, if there is one."""
 
-    def __init__(self, vae: Any, clip: Path, start: Path | None, teacher: Path | None = None) -> None:
+    def __init__(
+        self, vae: Any, clip: Path, start: Path | None, teacher: Path | None = None, guidance: float = 1.0
+    ) -> None:
         diffusers = untyped("diffusers")
         self.teacher = SD(str(teacher), pixels=SIDE).load(torch.device("cpu")) if teacher else None
+        self.guidance = guidance
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
         if start:
@@ -148,14 +152,16 @@ class Flow(Pupil):
         known = t < NOISIEST
         prompts = [Prompt(text, text) for text, is_known in zip(texts, known, strict=True) if is_known]
         target = usual.clone()
-        target[known] = self.teacher.velocity(noisy[known], t[known], prompts)
+        target[known] = self.teacher.velocity(noisy[known], t[known], prompts, self.guidance)
         return target
 
 
 class Diffusion(Pupil):
     """Stable Diffusion: a UNet that predicts the noise. Raises ValueError for a teacher: it learns from pictures."""
 
-    def __init__(self, vae: Any, clip: Path, start: Path | None, teacher: Path | None = None) -> None:
+    def __init__(
+        self, vae: Any, clip: Path, start: Path | None, teacher: Path | None = None, guidance: float = 1.0
+    ) -> None:
         if teacher:
             raise ValueError("--teacher: only a flow learns from one here")
         diffusers = untyped("diffusers")
@@ -246,7 +252,7 @@ def train(kind: str, settings: Settings, autoencoder: Path, clip: Path) -> tuple
         .requires_grad_(False)
     )
     torch.manual_seed(settings.seed)
-    pupil: Pupil = PUPILS[kind](vae, clip, settings.start, settings.teacher)
+    pupil: Pupil = PUPILS[kind](vae, clip, settings.start, settings.teacher, settings.guidance)
     pairs = captions(settings.scenes, generator(settings.seed, kind))
     pairs = careless(pairs, settings.mistakes, settings.seed, draw_scene)
     log = fit(pupil, encoded(vae, pairs), [prompt.text for prompt, _ in pairs], settings)
@@ -355,6 +361,7 @@ def main(kind: str, argv: list[str]) -> None:
     parser = asked(kind, __doc__, usual)
     parser.add_argument("--autoencoder", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, help="of a flow: folder of a Stable Diffusion to learn from")
+    parser.add_argument("--guidance", type=float, default=usual.guidance, help="of the teacher")
     parser.add_argument("--clip", type=Path, default=locate("burnish:worlds/scenes/weights/clip"))
     known = parser.parse_args(argv)
     write(*train(kind, chosen(known, usual), known.autoencoder, known.clip), known.out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -24,26 +25,45 @@ from burnish.models.lora import Lora, adapt, adapters_off, merged
 from burnish.types import Prompt
 
 
-class Settings(Protocol):
-    """Settings that every policy over a pipeline has."""
+@dataclass(frozen=True, kw_only=True)
+class PipelineSettings:
+    """Settings of every policy over a pipeline."""
 
-    @property
-    def precision(self) -> Precision: ...
-    @property
-    def lora(self) -> Lora | None: ...
-    @property
-    def recompute(self) -> bool: ...
-    @property
-    def decode_precision(self) -> Precision: ...
-    @property
-    def tiled_decode(self) -> bool: ...
+    weights: str = field(kw_only=False)  # a hub id or a folder in diffusers' format
+    precision: Precision = "fp32"  # of the arithmetic and of text encoders; trained weights are float32
+    lora: Lora | None = None  # train adapters instead of all weights
+    recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
+    decode_rows: int = 16  # pictures or videos decoded at once
+    decode_precision: Precision = "fp32"  # of the decoder's arithmetic; the law is not touched by it
+    tiled_decode: bool = False  # decode in overlapping tiles: less memory for large pictures
+
+    def __post_init__(self) -> None:
+        if self.decode_rows < 1:
+            raise ValueError(f"decode_rows must be at least 1, got {self.decode_rows}")
 
 
-class Square(Settings, Protocol):
-    """Settings of a policy that draws square pictures."""
+@dataclass(frozen=True, kw_only=True)
+class FlowSettings(PipelineSettings):
+    """Settings of every policy over a rectified flow."""
 
-    @property
-    def pixels(self) -> int: ...
+    longest: ClassVar[int]  # tokens that the text encoder may read, as the pipeline has it
+
+    shift: float | None = None  # of the times towards noise; None: the scheduler's own
+    text_length: int  # tokens of a text; longer texts are cut
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.text_length <= self.longest:
+            raise ValueError(f"text_length must be from 1 to {self.longest} tokens, got {self.text_length}")
+        if self.shift is not None and not self.shift > 0:
+            raise ValueError(f"shift must be above 0 (1 is none), got {self.shift}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSettings(PipelineSettings):
+    """Settings of every policy that draws square pictures."""
+
+    pixels: int  # side of a picture
 
 
 class Decoding(Protocol):
@@ -65,8 +85,8 @@ class Clock(Protocol):
     def start(self, noise: Tensor, steps: int) -> Tensor: ...
 
 
-S = TypeVar("S", bound=Settings)
-P = TypeVar("P", bound=Square)
+S = TypeVar("S", bound=PipelineSettings)
+P = TypeVar("P", bound=PictureSettings)
 
 
 class PipelineNetwork(Network, Generic[S]):
@@ -219,18 +239,3 @@ class PictureNetwork(PipelineNetwork[P]):
     def sized(self) -> tuple[int, ...]:
         channels, patch = self.grain()
         return latent_shape(self.spec.pixels, self.decoder, channels, patch, f"policy.{self.name}")
-
-
-def check_rows(decode_rows: int) -> None:
-    if decode_rows < 1:
-        raise ValueError(f"decode_rows must be at least 1, got {decode_rows}")
-
-
-def check_shift(shift: float | None) -> None:
-    if shift is not None and not shift > 0:
-        raise ValueError(f"shift must be above 0 (1 is none), got {shift}")
-
-
-def check_length(text_length: int, longest: int) -> None:
-    if not 1 <= text_length <= longest:
-        raise ValueError(f"text_length must be from 1 to {longest} tokens, got {text_length}")

@@ -8,7 +8,7 @@ it; the network's tokens (2 x 2 places each) are another order of the same numbe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,9 +18,8 @@ from burnish.core import PolicySpec
 from burnish.models.denoiser import DenoisingPolicy
 from burnish.models.diffusers_parts import Folder
 from burnish.models.flow_times import FlowTimes
-from burnish.models.lora import Lora
 from burnish.models.packing import SIDE, packed, unpacked
-from burnish.models.pipelines import PictureNetwork, check_length, check_rows, check_shift
+from burnish.models.pipelines import FlowSettings, PictureNetwork, PictureSettings
 from burnish.models.places import fetch
 
 # The attention of both kinds of block; single blocks have to_q, to_k, to_v only. Flow-GRPO, scripts/train_flux.py, adds
@@ -28,29 +27,20 @@ from burnish.models.places import fetch
 ADAPTED = tuple(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")) + tuple(
     f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
-LONGEST = 512  # tokens T5 may read, as the pipeline has it
 
 
-@dataclass(frozen=True)
-class Flux(PolicySpec):
-    """A transformer that predicts velocities, with its two text encoders and its decoder."""
+@dataclass(frozen=True, kw_only=True)
+class Flux(FlowSettings, PictureSettings, PolicySpec):
+    """A transformer that predicts velocities, with its two text encoders and its decoder.
 
-    weights: str  # a hub id (black-forest-labs/FLUX.1-dev) or a folder in diffusers' format
+    Weights: black-forest-labs/FLUX.1-dev, whose times shift by size (DanceGRPO: by 3). Flow-GRPO: adapters of rank 64,
+    alpha 128, and 128 tokens of text; schnell was trained with 256.
+    """
+
+    longest: ClassVar[int] = 512
     pixels: int = 512  # side of a picture
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic and the text encoders; trained weights are float32
-    lora: Lora | None = None  # train adapters instead of all weights; Flow-GRPO: rank 64, alpha 128
     distilled_guidance: float = 3.5  # an input of dev, which schnell has not; a plan's guidance is the real one
-    shift: float | None = None  # of the times towards noise; None: the scheduler's own, for dev by size. DanceGRPO: 3
     text_length: int = 512  # tokens of T5; longer texts are cut. schnell was trained with 256; Flow-GRPO: 128
-    recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
-    decode_rows: int = 16  # pictures decoded at once
-    decode_precision: Literal["fp32", "bf16"] = "fp32"  # of the decoder's arithmetic; the law is not touched by it
-    tiled_decode: bool = False  # decode in overlapping tiles: less memory for large pictures
-
-    def __post_init__(self) -> None:
-        check_length(self.text_length, LONGEST)
-        check_shift(self.shift)
-        check_rows(self.decode_rows)
 
     def load(self, device: torch.device) -> DenoisingPolicy:
         """Read the weights. Raises ValueError for a folder that is no such pipeline, is cut short, or does not fit."""

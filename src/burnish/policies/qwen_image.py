@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,9 +20,8 @@ from burnish.formulas.guidance import as_long_as
 from burnish.models.denoiser import DenoisingPolicy
 from burnish.models.diffusers_parts import Folder
 from burnish.models.flow_times import FlowTimes
-from burnish.models.lora import Lora
 from burnish.models.packing import SIDE, packed, unpacked
-from burnish.models.pipelines import PictureNetwork, check_length, check_rows, check_shift
+from burnish.models.pipelines import FlowSettings, PictureNetwork, PictureSettings
 from burnish.models.places import fetch
 
 # Both streams of the attention and of the feed-forward layers: Flow-GRPO, scripts/train_qwenimage.py
@@ -31,30 +30,20 @@ ADAPTED = (
     *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
     *(f"{stream}_mlp.net.{layer}" for stream in ("img", "txt") for layer in ("0.proj", "2")),
 )
-LONGEST = 1024  # tokens of a text, as the pipeline has it
 NOTHING = " "  # the text of no prompt, in the model's card and in Flow-GRPO
 
 
-@dataclass(frozen=True)
-class QwenImage(PolicySpec):
-    """A transformer that predicts velocities, with Qwen2.5-VL as its text encoder and its decoder."""
+@dataclass(frozen=True, kw_only=True)
+class QwenImage(FlowSettings, PictureSettings, PolicySpec):
+    """A transformer that predicts velocities, with Qwen2.5-VL as its text encoder and its decoder.
 
-    weights: str  # a hub id (Qwen/Qwen-Image) or a folder in diffusers' format
+    Weights: Qwen/Qwen-Image, whose times shift by size. Flow-GRPO: adapters of rank 64, alpha 128.
+    """
+
+    longest: ClassVar[int] = 1024
     pixels: int = 512  # side of a picture
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic and the text encoder; trained weights are float32
-    lora: Lora | None = None  # train adapters instead of all weights; Flow-GRPO: rank 64, alpha 128
     rescale: bool = True  # a guided velocity is as long as the one with the prompt, token by token, as released
-    shift: float | None = None  # of the times towards noise; None: the scheduler's own, by size
     text_length: int = 256  # tokens of a text, which all cost time; longer texts are cut. The pipeline: 512
-    recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
-    decode_rows: int = 16  # pictures decoded at once
-    decode_precision: Literal["fp32", "bf16"] = "fp32"  # of the decoder's arithmetic; the law is not touched by it
-    tiled_decode: bool = False  # decode in overlapping tiles: less memory for large pictures
-
-    def __post_init__(self) -> None:
-        check_length(self.text_length, LONGEST)
-        check_shift(self.shift)
-        check_rows(self.decode_rows)
 
     def load(self, device: torch.device) -> DenoisingPolicy:
         """Read the weights. Raises ValueError for a folder that is no such pipeline, is cut short, or does not fit."""

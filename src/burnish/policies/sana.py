@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,34 +19,23 @@ from burnish.core import PolicySpec
 from burnish.models.denoiser import DenoisingPolicy
 from burnish.models.diffusers_parts import Folder
 from burnish.models.flow_times import DPM, EULER, FlowTimes
-from burnish.models.lora import Lora
-from burnish.models.pipelines import PictureNetwork, check_length, check_rows, check_shift
+from burnish.models.pipelines import FlowSettings, PictureNetwork, PictureSettings
 from burnish.models.places import fetch
 
 ADAPTED = ("to_q", "to_k", "to_v")  # every attention: diffusers, train_dreambooth_lora_sana.py
-LONGEST = 300  # tokens of a text, beside the instruction
 
 
-@dataclass(frozen=True)
-class Sana(PolicySpec):
-    """A transformer that predicts velocities, with Gemma 2 as its text encoder and a decoder that enlarges 32 times."""
+@dataclass(frozen=True, kw_only=True)
+class Sana(FlowSettings, PictureSettings, PolicySpec):
+    """A transformer that predicts velocities, with Gemma 2 as its text encoder and a decoder that enlarges 32 times.
 
-    weights: str  # a hub id (Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers) or a folder in diffusers' format
+    Weights: Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers, released with shift 3.
+    """
+
+    longest: ClassVar[int] = 300
     pixels: int = 1024  # side of a picture
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic and the text encoder; trained weights are float32
-    lora: Lora | None = None  # train adapters instead of all weights
-    shift: float | None = None  # of the times towards noise; None: the scheduler's own (3 as released)
     instruction: bool = True  # texts are read behind the pipeline's instruction to enhance them, as trained (sec. 3.1)
     text_length: int = 300  # tokens of a text; longer texts are cut
-    recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
-    decode_rows: int = 16  # pictures decoded at once
-    decode_precision: Literal["fp32", "bf16"] = "fp32"  # of the decoder's arithmetic; the law is not touched by it
-    tiled_decode: bool = False  # decode in overlapping tiles: less memory for large pictures
-
-    def __post_init__(self) -> None:
-        check_length(self.text_length, LONGEST)
-        check_shift(self.shift)
-        check_rows(self.decode_rows)
 
     def load(self, device: torch.device) -> DenoisingPolicy:
         """Read the weights. Raises ValueError for a folder that is no such pipeline, is cut short, or does not fit."""

@@ -19,8 +19,7 @@ from torch import Tensor
 from burnish.core import PolicySpec
 from burnish.models.denoiser import DenoisingPolicy
 from burnish.models.diffusers_parts import Folder
-from burnish.models.lora import Lora
-from burnish.models.pipelines import PictureNetwork, check_rows
+from burnish.models.pipelines import PictureNetwork, PictureSettings
 from burnish.models.places import fetch
 from burnish.models.variance_preserving import Timesteps
 
@@ -28,24 +27,17 @@ ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")  # every attention: ddpo-pytorch,
 ADAPTED_TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")  # every attention of CLIP's text encoder
 
 
-@dataclass(frozen=True)
-class SD(PolicySpec):
-    """A UNet that predicts noise (1.x, 2.x base) or v (2.x), with its text encoder and its decoder."""
+@dataclass(frozen=True, kw_only=True)
+class SD(PictureSettings, PolicySpec):
+    """A UNet that predicts noise (1.x, 2.x base) or v (2.x), with its text encoder and its decoder.
 
-    weights: str  # a hub id (stable-diffusion-v1-5/stable-diffusion-v1-5) or a folder in diffusers' format
+    Weights: stable-diffusion-v1-5/stable-diffusion-v1-5. Adapters of ddpo-pytorch: rank 4, alpha 4.
+    """
+
     pixels: int = 512  # side of a picture
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic and the text encoder; trained weights are float32
-    lora: Lora | None = None  # train adapters instead of all weights; ddpo-pytorch: rank 4, alpha 4
     train: Literal["unet", "text"] = (
         "unet"  # which network; text: the text encoder, and prompts are read anew every time
     )
-    recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
-    decode_rows: int = 16  # pictures decoded at once
-    decode_precision: Literal["fp32", "bf16"] = "fp32"  # of the decoder's arithmetic; the law is not touched by it
-    tiled_decode: bool = False  # decode in overlapping tiles: less memory for large pictures
-
-    def __post_init__(self) -> None:
-        check_rows(self.decode_rows)
 
     def load(self, device: torch.device) -> DenoisingPolicy:
         """Read the weights. Raises ValueError for a folder that is no such pipeline, is cut short, or does not fit."""

@@ -7,7 +7,7 @@ without noise give that pipeline's latents. Low-rank adapters are on the layers 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,38 +17,28 @@ from burnish.core import PolicySpec
 from burnish.models.denoiser import DenoisingPolicy
 from burnish.models.diffusers_parts import Folder
 from burnish.models.flow_times import FlowTimes
-from burnish.models.lora import Lora
-from burnish.models.pipelines import PictureNetwork, check_length, check_rows, check_shift
+from burnish.models.pipelines import FlowSettings, PictureNetwork, PictureSettings
 from burnish.models.places import fetch
 
 # Flow-GRPO, scripts/train_sd3.py: both streams of the joint attention, not the second attention of 3.5 medium
 ADAPTED = tuple(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")) + tuple(
     f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
-LONGEST = 512  # tokens T5 may read, as the pipeline has it
 T5 = ("tokenizer_3", "text_encoder_3")  # what the pipeline can do without
 
 
-@dataclass(frozen=True)
-class SD3(PolicySpec):
-    """A transformer that predicts velocities, with its three text encoders and its decoder."""
+@dataclass(frozen=True, kw_only=True)
+class SD3(FlowSettings, PictureSettings, PolicySpec):
+    """A transformer that predicts velocities, with its three text encoders and its decoder.
 
-    weights: str  # a hub id (stabilityai/stable-diffusion-3.5-medium) or a folder in diffusers' format
+    Weights: stabilityai/stable-diffusion-3.5-medium; released with shift 3. Flow-GRPO: adapters of rank 32, alpha 64,
+    and 128 tokens of text.
+    """
+
+    longest: ClassVar[int] = 512
     pixels: int = 512  # side of a picture
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic and the text encoders; trained weights are float32
-    lora: Lora | None = None  # train adapters instead of all weights; Flow-GRPO: rank 32, alpha 64
-    shift: float | None = None  # of the times towards noise; None: the scheduler's own (3 as released)
     t5: bool = True  # read prompts with T5 too; without it they are read by CLIP alone, for a third of the memory
     text_length: int = 256  # tokens of T5; longer texts are cut. Flow-GRPO: 128
-    recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
-    decode_rows: int = 16  # pictures decoded at once
-    decode_precision: Literal["fp32", "bf16"] = "fp32"  # of the decoder's arithmetic; the law is not touched by it
-    tiled_decode: bool = False  # decode in overlapping tiles: less memory for large pictures
-
-    def __post_init__(self) -> None:
-        check_length(self.text_length, LONGEST)
-        check_shift(self.shift)
-        check_rows(self.decode_rows)
 
     def load(self, device: torch.device) -> DenoisingPolicy:
         """Read the weights. Raises ValueError for a folder that is no such pipeline, is cut short, or does not fit."""

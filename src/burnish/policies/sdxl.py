@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,33 +18,28 @@ from torch import Tensor
 from burnish.core import PolicySpec
 from burnish.models.denoiser import DenoisingPolicy
 from burnish.models.diffusers_parts import Folder
-from burnish.models.lora import Lora
-from burnish.models.pipelines import PictureNetwork, check_rows
+from burnish.models.pipelines import PictureNetwork, PictureSettings
 from burnish.models.places import fetch
 from burnish.models.variance_preserving import Timesteps
 
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")  # every attention: diffusers, train_text_to_image_lora_sdxl.py
 
 
-@dataclass(frozen=True)
-class SDXL(PolicySpec):
-    """A UNet that predicts noise, with its two text encoders and its decoder."""
+@dataclass(frozen=True, kw_only=True)
+class SDXL(PictureSettings, PolicySpec):
+    """A UNet that predicts noise, with its two text encoders and its decoder.
 
-    weights: str  # a hub id (stabilityai/stable-diffusion-xl-base-1.0) or a folder in diffusers' format
+    Weights: stabilityai/stable-diffusion-xl-base-1.0.
+    """
+
     pixels: int = 1024  # side of a picture
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic and the text encoders; trained weights are float32
-    lora: Lora | None = None  # train adapters instead of all weights
     original: int | None = None  # side that the network is told the picture had before it was cropped; None: pixels
     crop: tuple[int, int] = (0, 0)  # top and left of the crop that the network is told of
-    recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
-    decode_rows: int = 16  # pictures decoded at once
-    decode_precision: Literal["fp32", "bf16"] = "fp32"  # of the decoder's arithmetic; the law is not touched by it
-    tiled_decode: bool = False  # decode in overlapping tiles: less memory for large pictures
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.original is not None and self.original < 1) or min(self.crop) < 0:
             raise ValueError(f"original must be above 0 and crop at least 0, got {self.original} and {self.crop}")
-        check_rows(self.decode_rows)
 
     def load(self, device: torch.device) -> DenoisingPolicy:
         """Read the weights. Raises ValueError for a folder that is no such pipeline, is cut short, or does not fit."""

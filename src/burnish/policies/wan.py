@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,39 +20,30 @@ from burnish.core import PolicySpec
 from burnish.models.denoiser import DenoisingPolicy
 from burnish.models.diffusers_parts import Folder, Precision, autocast
 from burnish.models.flow_times import EULER, UNIPC, FlowTimes
-from burnish.models.lora import Lora
-from burnish.models.pipelines import PipelineNetwork, check_length, check_rows, check_shift
+from burnish.models.pipelines import FlowSettings, PipelineNetwork
 from burnish.models.places import fetch
 
 # Flow-GRPO, scripts/train_wan2_1.py, and Identity-GRPO: the attention over places and the one over the text
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
-LONGEST = 512  # tokens that the text encoder may read, as the pipeline has it
 
 
-@dataclass(frozen=True)
-class Wan(PolicySpec):
-    """A transformer that predicts velocities, with its text encoder and its decoder."""
+@dataclass(frozen=True, kw_only=True)
+class Wan(FlowSettings, PolicySpec):
+    """A transformer that predicts velocities, with its text encoder and its decoder.
 
+    Weights: Wan-AI/Wan2.1-T2V-1.3B-Diffusers; shift 3 for 480p, 5 for 720p. Identity-GRPO: adapters of rank 32,
+    alpha 32.
+    """
+
+    longest: ClassVar[int] = 512
     videos: ClassVar[bool] = True
 
-    weights: str  # a hub id (Wan-AI/Wan2.1-T2V-1.3B-Diffusers) or a folder in diffusers' format
     height: int = 480  # of a frame, pixels
     width: int = 832  # of it
     frames: int = 81  # of a video: one more than a multiple of 4
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic and the text encoder; trained weights are float32
-    lora: Lora | None = None  # train adapters instead of all weights; Identity-GRPO: rank 32, alpha 32
-    shift: float | None = None  # of the times towards noise; None: the scheduler's own. Wan: 3 for 480p, 5 for 720p
     text_length: int = 512  # tokens of the text encoder; longer texts are cut
     negative_prompt: str = ""  # what guidance leads away from
-    recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
     decode_rows: int = 1  # videos decoded at once
-    decode_precision: Literal["fp32", "bf16"] = "fp32"  # of the decoder's arithmetic; the law is not touched by it
-    tiled_decode: bool = False  # decode in overlapping tiles of 256 pixels: less memory for large frames
-
-    def __post_init__(self) -> None:
-        check_length(self.text_length, LONGEST)
-        check_shift(self.shift)
-        check_rows(self.decode_rows)
 
     def load(self, device: torch.device) -> DenoisingPolicy:
         """Read the weights. Raises ValueError for a folder that is no such pipeline, is cut short, or does not fit."""
