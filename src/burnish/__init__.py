@@ -66,14 +66,20 @@ def load(run: str | PathLike[str]) -> Model:
 
 
 def evaluate(
-    run: str | PathLike[str], suite: str | Suite = "", *, seed: int | None = None, reward: bool = True
+    run: str | PathLike[str],
+    suite: str | Suite = "",
+    *,
+    seed: int | None = None,
+    reward: bool = True,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Evaluation]:
     """Suites over a model: those of its recipe, or one, by its name there or among the components, or as an object.
 
-    `seed` is that of the recipe unless given, so that two evaluations can be compared sample by sample.
+    `seed` is that of the recipe unless given, so that two evaluations can be compared sample by sample. `overrides` are
+    changes as the command line takes them: `policy.sd.weights=FOLDER`.
     """
     from burnish.cli.runs import open_model, suites_of
 
-    model = open_model(str(run))
+    model = open_model(str(run), overrides)
     suites = suites_of(model.recipe, suite) if isinstance(suite, str) else {"suite": suite}
     return model.evaluate(suites, model.recipe.seed if seed is None else seed, reward)

@@ -160,6 +160,7 @@ MISTAKES = [
     (["train", "{tiny}", "--run", "a", "--folder", "b"], "give one"),
     (["sample", "{tiny}"], "what is to be drawn?"),
     (["sample", "{home}/cutrun", "thing 1"], "this folder is not a run"),
+    (["evaluate", "{tiny}", "policy.llamagen.gpt={home}/cut"], "cut/gpt.safetensors: not readable as weights"),
     (["evaluate", "{tiny}"], "the recipe has no suites; name one (choices: "),
     (["evaluate", "{tiny}", "--suite", "scense"], "no suite called 'scense'; did you mean 'scenes'?"),
     (["list", "rewrads"], "there is no list of 'rewrads'; did you mean 'rewards'?"),

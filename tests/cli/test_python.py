@@ -78,6 +78,8 @@ def test_a_callable_trains_a_model_and_the_weights_come_back(run):
     after = burnish.evaluate(run)["brightness"]
     assert after.metrics["bright"] > before.metrics["bright"] + 0.02
     assert torch.equal(after.values["reward"], after.values["bright"])
+    other = burnish.evaluate(run / "recipe.yaml", overrides=["seed=5"])["brightness"]
+    assert other.metrics["bright"] != before.metrics["bright"]
     assert burnish.load(run).step == 12 and burnish.load(run / "recipe.yaml").step is None
 
 

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from burnish.cli.words import RunOrRecipe, Seed
+from burnish.cli.words import Changes, RunOrRecipe, Seed
 
 
 def evaluate(
     run: RunOrRecipe,
+    changes: Changes = None,
     suite: Annotated[str, typer.Option(help="One suite, by its name in the recipe or of `burnish list`.")] = "",
     seed: Seed = None,
     reward: Annotated[bool, typer.Option(help="Load the recipe's reward and report it too.")] = True,
@@ -20,14 +21,15 @@ def evaluate(
     """Ask a model fixed questions: same prompts and same noise, every time."""
     from burnish.cli.runs import open_model, suites_of
 
-    model = open_model(run)
+    model = open_model(run, changes or ())
     chosen = suites_of(model.recipe, suite)
     found = model.evaluate(chosen, model.recipe.seed if seed is None else seed, reward)
     metrics = {name: dict(result.metrics) for name, result in found.items()}
     if as_json:
-        print(json.dumps({"run": run, "step": model.step, "suites": metrics}, indent=1))
+        print(json.dumps({"run": run, "changes": changes or [], "step": model.step, "suites": metrics}, indent=1))
         return
-    print(f"{run}, " + ("before training" if model.step is None else f"after step {model.step}"))
+    when = "before training" if model.step is None else f"after step {model.step}"
+    print(f"{' '.join([run, *(changes or ())])}, {when}")
     for name, values in metrics.items():
         for metric, value in values.items():
             print(f"{name}  {metric:<28} {value:.4f}")
