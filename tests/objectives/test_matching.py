@@ -220,6 +220,17 @@ def test_raft_imitates_the_best():
         assert of.scores.total[chosen].mean() >= of.scores.total.mean()
 
 
+def test_an_error_of_noise_is_that_of_the_noise_the_velocity_says():
+    policy, of, some = setting(RAFT(draws=3), 0.1)
+    v = velocity(policy, some)
+    noise, said = some.target + some.clean, some.x + (1 - some.t.view(-1, 1, 1, 1)) * v
+    expected = (said - noise).square().mean((1, 2, 3)).view(12, 3)
+    torch.testing.assert_close(some.error(v, "noise"), expected, rtol=1e-5, atol=1e-9)
+    for objective in (RAFT(best=4, draws=3, target="noise"), RewardWeighted(temperature=0, draws=3, target="noise")):
+        loss = lost(objective, of, policy)
+        torch.testing.assert_close(loss.total / loss.count, expected.mean(), rtol=1e-5, atol=1e-9)
+
+
 # --- times and noise ----------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from burnish.formulas.noise import Noise
 from burnish.types import Batch, Prompt, Rollout
 
 Times = Literal["steps", "uniform", "logit_normal"]
+Target = Literal["velocity", "noise"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,13 @@ class Noised:
     def per_sample(self, values: Float[Tensor, " bn"]) -> Float[Tensor, "b n"]:
         return values.view(-1, self.draws)
 
-    def error(self, velocity: Float[Tensor, "bn *d"]) -> Float[Tensor, "b n"]:
-        """Mean squared distance of a velocity from noise - clean."""
-        return self.per_sample(gaussian.mean_over_dimensions((velocity - self.target).square()))
+    def error(self, velocity: Float[Tensor, "bn *d"], of: Target = "velocity") -> Float[Tensor, "b n"]:
+        """Mean squared distance of a velocity from noise - clean; or of the noise x + (1 - t) v from what it was.
+
+        The latter is (1 - t)^2 of the former, and what models that predict noise learn from (arXiv:2006.11239, eq. 14).
+        """
+        found = self.per_sample(gaussian.mean_over_dimensions((velocity - self.target).square()))
+        return found if of == "velocity" else (1 - self.per_sample(self.t)).square() * found
 
     def apart(self, velocity: Float[Tensor, "bn *d"], other: Float[Tensor, "bn *d"]) -> Float[Tensor, "b n"]:
         """Mean squared distance of two velocities."""

@@ -8,25 +8,26 @@ import torch
 
 from burnish.core import Denoiser, LatentPlan, Needs, Objective, Scorer
 from burnish.formulas.aggregation import token, token_mean
-from burnish.formulas.matching import Times, noised
+from burnish.formulas.matching import Target, Times, noised
 from burnish.formulas.ranks import order
 from burnish.types import Batch, Loss
 
 
 @dataclass(frozen=True)
 class RAFT(Objective[Denoiser]):
-    """Mean |v - (noise - clean)|^2 over the `best` samples of each group. arXiv:2304.06767, algorithm 1.
+    """Mean error of the denoiser over the `best` samples of each group. arXiv:2304.06767, algorithm 1.
 
     Samples are ranked by their score; the advantage is not used. Imitates: it needs no advantage.
 
     Metrics:
-        error         mean |v - (noise - clean)|^2 of the samples that are imitated
+        error         mean squared error of the target, of the samples that are imitated
         kept          share of samples that are imitated
     """
 
     best: int = 1  # samples of each group that are imitated
     draws: int = 1  # times that each sample is noised to in an update
     times: Times = "uniform"  # which times: those of the sampler, uniform, logit_normal
+    target: Target = "velocity"  # whose error; noise: of models that predict it, for which late times weigh less
 
     def __post_init__(self) -> None:
         if self.best < 1:
@@ -39,7 +40,7 @@ class RAFT(Objective[Denoiser]):
         rollout, keep = batch.rollout, batch.keep
         assert isinstance(rollout.plan, LatentPlan)
         some = noised(batch, self.draws, self.times, policy.times(rollout.plan.steps))
-        error = some.error(policy.velocity(some.x, some.t, some.prompts))
+        error = some.error(policy.velocity(some.x, some.t, some.prompts), self.target)
         best = order(batch.scores.total, rollout.group, keep, rollout.ids) < self.best
         weight, each = best.to(error).unsqueeze(1).expand_as(error), torch.ones_like(error)
         metrics = {"error": token_mean(error, weight, keep), "kept": token_mean(weight, each, keep)}

@@ -9,14 +9,14 @@ import torch
 
 from burnish.core import Denoiser, LatentPlan, Needs, Objective, Scorer
 from burnish.formulas.aggregation import token, token_mean
-from burnish.formulas.matching import Times, noised, of_samples
+from burnish.formulas.matching import Target, Times, noised, of_samples
 from burnish.formulas.ratios import LIMIT
 from burnish.types import Batch, Loss
 
 
 @dataclass(frozen=True)
 class RewardWeighted(Objective[Denoiser]):
-    """sum of w |v - (noise - clean)|^2 / sum of w over all samples of an update. Imitates: it needs no advantage.
+    """sum of w |target - its prediction|^2 / sum of w over all samples of an update. Imitates: it needs no advantage.
 
         soft    w = exp(temperature x A): softmax over the batch (RWR of DDPO, arXiv:2305.13301; Flow-RWR)
         above   w = 1 where A > threshold (the sparse RWR of DDPO; lower quantiles are dropped)
@@ -24,7 +24,7 @@ class RewardWeighted(Objective[Denoiser]):
     Equal rewards, or temperature 0, make it plain flow matching on one's own samples.
 
     Metrics:
-        error         mean |v - (noise - clean)|^2 of all samples, not weighed
+        error         mean squared error of the target, of all samples, not weighed
         weight        mean w
     """
 
@@ -33,6 +33,7 @@ class RewardWeighted(Objective[Denoiser]):
     threshold: float = 0.0  # of rule above: samples whose advantage exceeds this are imitated
     draws: int = 1  # times that each sample is noised to in an update
     times: Times = "uniform"  # which times: those of the sampler, uniform, logit_normal
+    target: Target = "velocity"  # whose error; noise: of models that predict it, for which late times weigh less
 
     def needs(self) -> Needs:
         return Needs()
@@ -41,7 +42,7 @@ class RewardWeighted(Objective[Denoiser]):
         rollout, keep = batch.rollout, batch.keep
         assert isinstance(rollout.plan, LatentPlan)
         some = noised(batch, self.draws, self.times, policy.times(rollout.plan.steps))
-        error = some.error(policy.velocity(some.x, some.t, some.prompts))
+        error = some.error(policy.velocity(some.x, some.t, some.prompts), self.target)
         advantage = of_samples(batch.advantage, "objective.reward_weighted").to(error)
         if self.rule == "soft":
             weight = (self.temperature * advantage).clamp(-LIMIT, LIMIT).exp()
