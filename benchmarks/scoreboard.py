@@ -203,9 +203,9 @@ INTRODUCTION = """Made by `python benchmarks/scoreboard.py run --seeds 0 1 2` an
 samples of held-out prompts, before and after the same number of network evaluations ({:.1f} thousand or a step more),
 with the 95 % paired interval over all seeds, clustered by prompt; then the gain when {:.0f} seconds had been spent,
 between two passes in proportion. Trained reward: the gain, on the same held-out prompts, of what the recipe optimises,
-which is the share of the truth that is met, or the score of its CLIP (alignprop, draft, refl, pref_grpo). Diversity is that of two samples of a prompt; distance is E |v - v_0|^2 / E |v_0|^2 along the base's draws.
-Models of Stable Diffusion's and of Stable Diffusion 3's format begin from different success: compare within one
-kind."""
+which is the share of the truth that is met, or the score of its CLIP (alignprop, draft, refl, pref_grpo). Diversity is
+that of two samples of a prompt; distance is E |v - v_0|^2 / E |v_0|^2 along the base's draws. Models of Stable
+Diffusion's and of Stable Diffusion 3's format begin from different success: compare within one kind."""
 
 
 def pooled(found: list[dict[str, Any]]) -> tuple[float, float, float]:
