@@ -80,8 +80,14 @@ def run(name: str, seed: int, budget: float, threads: int) -> None:
     memory = train(folder, name, overrides, threads)
     found = {**result(folder), "memory": round(memory), "distance": round(distance(folder, name), 4)}
     with LOCK:
-        KEPT.write_text(json.dumps({**read_kept(), key: found}, indent=1) + "\n")
+        keep({**read_kept(), key: found})
     print(f"{key}: {found['curve'][0]['verified']:.3f} -> {found['curve'][-1]['verified']:.3f}", flush=True)
+
+
+def keep(runs: dict[str, Any]) -> None:
+    """One line a run, in the order of their names."""
+    rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(runs[key])}" for key in sorted(runs))
+    KEPT.write_text(f"{{\n{rows}\n}}\n")
 
 
 def read_kept() -> dict[str, Any]:
@@ -104,20 +110,20 @@ def result(folder: Path) -> dict[str, Any]:
         evaluations += spent(line)
         seconds += sum(line.get(f"{stage}/seconds", 0.0) for stage in ("draw", "score", "update"))
         if f"eval/{SUITE}_verified" in line:
-            point = {what: line[f"eval/{SUITE}_{what}"] for what in ("verified", "reward", "diversity")}
+            point = {what: round(line[f"eval/{SUITE}_{what}"], 4) for what in ("verified", "reward", "diversity")}
             curve.append({"step": line["step"], "evaluations": evaluations, "seconds": round(seconds, 1), **point})
     passes = [np.load(folder / "evaluations" / f"{SUITE}-{curve[i]['step']:06d}.npz") for i in (0, -1)]
-    asked = json.loads((folder / "evaluations" / f"{SUITE}-000000.json").read_text())["prompts"]
+    asked = [p["text"] for p in json.loads((folder / "evaluations" / f"{SUITE}-000000.json").read_text())["prompts"]]
     before, after = ("".join(str(int(bit)) for bit in values["verified"]) for values in passes)
-    each = asked.count(asked[0])
-    gain = (passes[1]["reward"] - passes[0]["reward"]).reshape(-1, each).mean(1)
+    place = {text: number for number, text in enumerate(dict.fromkeys(asked))}
+    gain = passes[1]["reward"] - passes[0]["reward"]
     around = json.loads((folder / "environment.json").read_text())
     return {
         "curve": curve,
         "before": before,
         "after": after,
-        "per_prompt": each,
-        "reward": [round(float(value), 4) for value in gain],  # gain of what is optimised, of each prompt
+        "prompt": [place[text] for text in asked],  # which samples are of one prompt
+        "reward": [round(float(value), 3) for value in gain],  # gain of what is optimised, of each sample
         **{name: around[name] for name in ("commit", "cpu", "torch")},
     }
 
@@ -211,15 +217,14 @@ Diffusion's and of Stable Diffusion 3's format begin from different success: com
 def pooled(found: list[dict[str, Any]]) -> tuple[float, float, float]:
     """Mean gain over seeds, and its interval."""
     before, after = ([int(bit) for facts in found for bit in facts[side]] for side in ("before", "after"))
-    prompt = np.concatenate([np.arange(len(facts["before"])) // facts["per_prompt"] for facts in found])
+    prompt = np.concatenate([facts["prompt"] for facts in found])
     interval = paired_difference(np.array(before, float), np.array(after, float), prompt)
     return interval.mean, interval.low, interval.high
 
 
 def trained(found: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Gains of the trained reward over seeds, and which prompt each is of."""
-    gains = [np.array(facts["reward"]) for facts in found]
-    return np.concatenate(gains), np.concatenate([np.arange(len(gain)) for gain in gains])
+    return tuple(np.concatenate([facts[what] for facts in found]) for what in ("reward", "prompt"))
 
 
 def main() -> None:
