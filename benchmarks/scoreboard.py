@@ -198,6 +198,8 @@ def table(kept: dict[str, Any]) -> str:
     head = ["rank", "recipe", "before, %", "gain, points (95 %)", "each seed", f"gain in {quickest:.0f} s (rank)"]
     head += ["trained reward (95 %)", "each seed", "diversity", "distance", "steps", "evaluations, k", "s", "MiB"]
     text = ["# Scoreboard", "", " ".join(INTRODUCTION.split()).format(cheapest / 1000, quickest), ""]
+    if len(runs) < (whole := 3 * len(methods())):
+        text += [f"**Not finished**: {len(runs)} of {whole} runs.", ""]
     text += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for place, (_, _, cells) in enumerate(sorted(rows, key=lambda row: -row[0]), 1):
         cells[4] += f" ({sooner[cells[0]]})"
