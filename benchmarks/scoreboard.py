@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from burnish.formulas.statistics import mean_interval, paired_difference
+from burnish.formulas.statistics import Interval, mean_interval
 
 RUNS, KEPT, TABLE = Path("runs/scoreboard"), Path("docs/evidence/scoreboard.json"), Path("docs/ideas/scoreboard.md")
 SUITE = "heldout"
@@ -167,23 +167,22 @@ def table(kept: dict[str, Any]) -> str:
     cheapest = min(facts["curve"][-1]["evaluations"] for facts in runs)
     rows = []
     for name, found in by_method.items():
-        gain, low, high = pooled(found)
-        rewarded = mean_interval(*trained(found))
-        each = [facts["curve"][-1]["verified"] - facts["curve"][0]["verified"] for facts in found]
+        verified, rewarded = [bits(f["after"]) - bits(f["before"]) for f in found], [f["reward"] for f in found]
+        gain, trained = (pooled(gains, found) for gains in (verified, rewarded))
         soon = statistics.fmean(at(f["curve"], "seconds", quickest) - f["curve"][0]["verified"] for f in found)
         last = [facts["curve"][-1] for facts in found]
         rows.append(
             (
-                gain,
+                gain.mean,
                 soon,
                 [
                     f"`{name}`",
                     f"{100 * statistics.fmean(f['curve'][0]['verified'] for f in found):.1f}",
-                    f"**{100 * gain:+.1f}** ({100 * low:+.1f}..{100 * high:+.1f})",
-                    ", ".join(f"{100 * value:+.1f}" for value in each),
+                    f"**{100 * gain.mean:+.1f}** ({100 * gain.low:+.1f}..{100 * gain.high:+.1f})",
+                    ", ".join(f"{100 * statistics.fmean(gains):+.1f}" for gains in verified),
                     f"{100 * soon:+.1f}",
-                    f"**{rewarded.mean:+.3f}** ({rewarded.low:+.3f}..{rewarded.high:+.3f})",
-                    ", ".join(f"{statistics.fmean(facts['reward']):+.3f}" for facts in found),
+                    f"**{trained.mean:+.3f}** ({trained.low:+.3f}..{trained.high:+.3f})",
+                    ", ".join(f"{statistics.fmean(gains):+.3f}" for gains in rewarded),
                     f"{statistics.fmean(f['curve'][0]['diversity'] for f in found):.3f}"
                     f" -> {statistics.fmean(p['diversity'] for p in last):.3f}",
                     f"{statistics.fmean(facts['distance'] for facts in found):.4f}",
@@ -216,17 +215,13 @@ that of two samples of a prompt; distance is E |v - v_0|^2 / E |v_0|^2 along the
 Diffusion's and of Stable Diffusion 3's format begin from different success: compare within one kind."""
 
 
-def pooled(found: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Mean gain over seeds, and its interval."""
-    before, after = ([int(bit) for facts in found for bit in facts[side]] for side in ("before", "after"))
-    prompt = np.concatenate([facts["prompt"] for facts in found])
-    interval = paired_difference(np.array(before, float), np.array(after, float), prompt)
-    return interval.mean, interval.low, interval.high
+def bits(text: str) -> np.ndarray:
+    return np.array([int(bit) for bit in text], float)
 
 
-def trained(found: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Gains of the trained reward over seeds, and which prompt each is of."""
-    return tuple(np.concatenate([facts[what] for facts in found]) for what in ("reward", "prompt"))
+def pooled(gains: list[Any], found: list[dict[str, Any]]) -> Interval:
+    """Mean gain of all samples of all seeds, clustered by prompt."""
+    return mean_interval(np.concatenate(gains), np.concatenate([facts["prompt"] for facts in found]))
 
 
 def main() -> None:

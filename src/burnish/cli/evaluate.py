@@ -21,15 +21,16 @@ def evaluate(
     """Ask a model fixed questions: same prompts and same noise, every time."""
     from burnish.cli.runs import open_model, suites_of
 
-    model = open_model(run, changes or ())
+    asked = changes or []
+    model = open_model(run, asked)
     chosen = suites_of(model.recipe, suite)
     found = model.evaluate(chosen, model.recipe.seed if seed is None else seed, reward)
     metrics = {name: dict(result.metrics) for name, result in found.items()}
     if as_json:
-        print(json.dumps({"run": run, "changes": changes or [], "step": model.step, "suites": metrics}, indent=1))
+        print(json.dumps({"run": run, "changes": asked, "step": model.step, "suites": metrics}, indent=1))
         return
     when = "before training" if model.step is None else f"after step {model.step}"
-    print(f"{' '.join([run, *(changes or ())])}, {when}")
+    print(f"{' '.join([run, *asked])}, {when}")
     for name, values in metrics.items():
         for metric, value in values.items():
             print(f"{name}  {metric:<28} {value:.4f}")
