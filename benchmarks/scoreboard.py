@@ -230,7 +230,7 @@ def main() -> None:
     runner = commands.add_parser("run")
     runner.add_argument("names", nargs="*", help="without scenes/; all if none is named")
     runner.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    runner.add_argument("--budget", type=float, default=30_000, help="network evaluations of a run")
+    runner.add_argument("--budget", type=float, default=40_000, help="network evaluations of a run")
     runner.add_argument("--jobs", type=int, default=2)
     runner.add_argument("--threads", type=int, default=1, help="of each job")
     commands.add_parser("table")
