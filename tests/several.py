@@ -37,7 +37,9 @@ from burnish.core import Advantage, Evaluation, Policy, PolicySpec, Scorer, Suit
 from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
 from burnish.formulas.noise import Noise
+from burnish.models.lora import Lora
 from burnish.objectives.dgpo import DGPO
+from burnish.objectives.diffusion_nft import DiffusionNFT
 from burnish.objectives.gardo import GARDO
 from burnish.objectives.ppo_clip import PPOClip
 from burnish.objectives.reward_gradient import RewardGradient
@@ -46,6 +48,7 @@ from burnish.plans.all_steps import AllSteps
 from burnish.plans.every_token import EveryToken
 from burnish.plans.ode import ODE
 from burnish.plans.tree import Tree as TreePlan
+from burnish.policies.sd3 import SD3
 from burnish.recipe.recipe import Optim, Recipe
 from burnish.sources.on_policy import OnPolicy
 from burnish.transitions.flow_sde import FlowSDE
@@ -142,6 +145,17 @@ def flow(**changes: Any) -> Recipe:
     return raster(**{**fields, **changes})
 
 
+# With a small eps the first updates are signs of gradients, and those of nothing are the signs of rounding errors.
+GENTLE = Optim(lr=0.01, eps=1e-3, minibatches=2)
+
+
+def sd3(lora: Lora | None = None, **changes: Any) -> Recipe:
+    """A tiny Stable Diffusion 3, whose folder the environment tells."""
+    policy = SD3(os.environ["TINY_SD3"], pixels=16, text_length=7, t5=False, lora=lora)
+    source = OnPolicy("several:things", AllSteps(group=2, steps=3, transition=FlowSDE()), per_step=4)
+    return flow(**{"policy": policy, "source": source, "optim": GENTLE, **changes})
+
+
 NAMED: Mapping[str, Callable[[], Recipe]] = {
     "raster": raster,
     "float32": lambda: raster(policy=toys.ToyRaster()),
@@ -159,6 +173,11 @@ NAMED: Mapping[str, Callable[[], Recipe]] = {
     "tree": lambda: flow(advantage=Tree(), source=_tree()),
     "by_step": lambda: flow(optim=Optim(lr=0.01, minibatches=2, by_step=True)),
     "gradient": lambda: flow(objective=RewardGradient(), reward=Bright()),
+    # a real pipeline, in float32; with "+shard" after the name its weights are divided
+    "grpo": lambda: sd3(objective=StepClip(kl=0.1, kl_form="gaussian")),
+    "nft": lambda: sd3(objective=DiffusionNFT(), optim=replace(GENTLE, micro=3)),
+    "lora": lambda: sd3(lora=Lora(rank=2, alpha=4), objective=StepClip(kl=0.1)),
+    "uneven": lambda: sd3(reward=Bright(steps=300), flat_groups="drop", optim=replace(GENTLE, micro=1)),
     "peeks": lambda: raster(advantage=Peeks()),
     "fails": lambda: raster(reward=Bright(fails=1)),
     "leader_fails": lambda: raster(reward=Bright(fails=0)),
@@ -217,8 +236,9 @@ def main(name: str, folder: str, *resume: str) -> int:
     home = Path(folder)
     home.parent.mkdir(parents=True, exist_ok=True)
     (home.parent / f"pid-{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))
+    name, _, shard = name.partition("+")
     name, _, until = name.partition(":")
-    whole = NAMED[name]()
+    whole = replace(NAMED[name](), shard=bool(shard))
     try:
         train(replace(whole, steps=int(until)) if until else whole, home, bool(resume), Reporter(home, quiet=True))
     except ValueError as problem:
@@ -247,7 +267,8 @@ def _fork(rank: int, processes: int, port: int, name: str, folder: str, resume: 
 
 
 def _serve() -> None:
-    importlib.import_module("torch.utils.tensorboard")
+    for name in ("torch.utils.tensorboard", "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3"):
+        importlib.import_module(name)  # once, for all that are forked
     for line in sys.stdin:
         asked = json.loads(line)
         with socket.socket() as free:

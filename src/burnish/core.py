@@ -114,6 +114,19 @@ class Policy(ABC):
         """Write the model with its live weights in its released format, loadable as `weights: folder`."""
 
 
+@runtime_checkable
+class Divides(Protocol):
+    """A policy's trained weights may be divided among the processes of a run: FSDP2."""
+
+    def divide(self, mesh: Any) -> None:
+        """Over a device mesh of one dimension, before `narrow` and `keep`. Raises ValueError if it cannot be done.
+
+        From then on all processes ask for the same passes through the network, in the same order; of how many samples
+        is each one's affair. `parameters` and `state` speak of whole weights, by the names they had.
+        """
+        ...
+
+
 class PolicySpec(ABC):
     """The settings of a policy: what a recipe names under `policy`."""
 
@@ -167,6 +180,9 @@ class Transition(ABC):
 
 
 Solver = Literal["euler", "dpm2"]
+# own: from the law that is scored. wide: `spread` times as wide as it is scored, as BranchGRPO's released code has it.
+# near: (z + spread z') / sqrt(1 + spread^2), z common to the siblings: each from the law, and alike if spread is small.
+Siblings = Literal["own", "wide", "near"]
 
 
 @dataclass(frozen=True)
@@ -189,6 +205,8 @@ class LatentPlan(Plan):
     finish: Solver | None = None  # of those after the last step drawn at random; None: `solver`
     shared_start: bool = False  # samples of a group start from one noise
     forks: tuple[tuple[int, int], ...] = ()  # (step, children): before that step every branch of a group divides
+    siblings: Siblings = "own"  # how the noise of branches that divide is drawn
+    spread: float = 4.0  # of siblings "wide" and "near"
     branches: tuple[int, ...] = ()  # steps drawn at random by samples of their own; excludes forks and stochastic
     stored: Literal["fp32", "bf16"] = "fp32"  # states are rounded to this before anything is computed from them
     waypoint: int | None = None  # the state that this step begins with is kept in the rollout; None: no state is

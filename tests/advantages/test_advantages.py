@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from burnish.advantages.global_norm import GlobalNorm
 from burnish.advantages.group_mean import GroupMean
@@ -56,11 +58,34 @@ def test_group_norm_has_squares_that_sum_to_one_less_than_the_group():
     assert found.square().sum().item() == pytest.approx(7.0)
 
 
+def _told_apart(values: list[float]) -> bool:
+    return all(max(group) - min(group) > 0.5 for group in (values[:6], values[6:]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    values=st.lists(st.floats(-3, 3), min_size=12, max_size=12, unique=True).filter(_told_apart),
+    scale=st.floats(0.01, 100),
+    shift=st.floats(-50, 50),
+    kind=st.sampled_from([GroupNorm(eps=0.0), GlobalNorm(eps=0.0), GlobalNorm(scale="raw", eps=0.0)]),
+)
+def test_normed_advantages_do_not_see_units_of_the_reward(values, scale, shift, kind):
+    """Nor does what is divided by nothing see where they begin."""
+    rollout = rollout_of([0] * 6 + [1] * 6)
+    plain, other = (scores_of([a * v + b for v in values]) for a, b in ((1.0, 0.0), (scale, shift)))
+    torch.testing.assert_close(kind(other, rollout), kind(plain, rollout), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        GroupMean()(other, rollout), scale * GroupMean()(plain, rollout), atol=1e-7 * scale, rtol=1e-6
+    )
+
+
 def test_global_norm_keeps_the_share_of_a_group():
     """Centred: -1, 1, -3, 3; their variance with ddof 1 is 20 / 3."""
     scores, rollout = scores_of([0.0, 2.0, 10.0, 16.0]), rollout_of([0, 0, 1, 1])
     std = math.sqrt(20 / 3)
     close(GlobalNorm(eps=0.0)(scores, rollout), [-1 / std, 1 / std, -3 / std, 3 / std])
+    raw = torch.tensor([0.0, 2.0, 10.0, 16.0]).double().std().item()
+    close(GlobalNorm(scale="raw", eps=0.0)(scores, rollout), [-1 / raw, 1 / raw, -3 / raw, 3 / raw])
     whitened = GlobalNorm(baseline="batch", eps=0.0)(scores, rollout)
     values = torch.tensor([0.0, 2.0, 10.0, 16.0], dtype=torch.float64)
     torch.testing.assert_close(whitened, (values - 7.0) / values.std())

@@ -18,7 +18,9 @@ from burnish.formulas.noise import Noise
 from burnish.formulas.steps import clean_of
 from burnish.models.critic import PictureValue, clipped_value_loss, dormant, reset, text_vectors
 from burnish.models.features import load_features
+from burnish.plans.window_tree import WindowTree
 from burnish.transitions.ddim import DDIM
+from burnish.transitions.flow_sde import FlowSDE
 from burnish.types import Rollout, Scores
 
 CLIP = "burnish:worlds/scenes/weights/clip"
@@ -196,15 +198,25 @@ def test_the_clean_state_is_read_off_what_was_recorded():
     with torch.no_grad():
         velocity = policy.score(rollout).velocity
     expected = gaussian.clean(steps.before.flatten(0, 1), velocity.flatten(0, 1), steps.time[..., 0].flatten())
-    torch.testing.assert_close(clean_of(rollout.plan.transition.move, steps).flatten(0, 1), expected, atol=1e-5, rtol=0)
+    move = rollout.plan.transition.move
+    torch.testing.assert_close(clean_of(move, steps).flatten(0, 1), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("looks_at", ["state", "clean"])
+@pytest.mark.parametrize("looks_at", ["state", "clean", "clean of a noisier tree"])
 def test_it_looks_at_decoded_states(looks_at):
     policy, rollout = ToyFlow(prompts=2).load(torch.device("cpu")), drawn()
+    if "tree" in looks_at:  # each of its steps has a transition of its own
+        plan = WindowTree(FlowSDE(), group=8, steps=5, depth=3, growth=0.5).at(1)
+        rollout = policy.sample(asked(8, prompts=1), plan, Noise(0, 0, tuple(range(8))))
     steps = rollout.decisions[0]
+    looks_at = looks_at.split()[0]
     at_work = TemporalCritic(GroupMean(), features=CLIP, looks_at=looks_at, rows=5).begin(policy)
-    states = steps.before if looks_at == "state" else clean_of(rollout.plan.transition.move, steps)
+    states = steps.before
+    if looks_at == "clean":
+        with torch.no_grad():
+            velocity = policy.score(rollout).velocity
+        states = gaussian.clean(steps.before.flatten(0, 1), velocity.flatten(0, 1), steps.time[..., 0].flatten())
+        states = states.unflatten(0, steps.logp.shape)
     expected = load_features(CLIP, "", torch.device("cpu"), 64)(states.flatten(0, 1).sigmoid())
     torch.testing.assert_close(at_work._seen(rollout).flatten(0, 1), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(expected.norm(dim=1), torch.ones(24))

@@ -29,6 +29,12 @@ def grown(group: int = 4, prompts: int = 1) -> Rollout:
     return policy.sample(asked(group, prompts=prompts), plan, Noise(0, 0, tuple(range(group * prompts))))
 
 
+def one_group(count: int) -> Rollout:
+    plan = LatentPlan(group=count, steps=2)
+    policy = ToyFlow(prompts=1).load(torch.device("cpu"))
+    return policy.sample(asked(count, prompts=1), plan, Noise(0, 0, tuple(range(count))))
+
+
 def scored(values: list[float]) -> Scores:
     return Scores.of("one", torch.tensor(values, dtype=torch.float64))
 
@@ -41,6 +47,17 @@ def test_win_rates():
     values = torch.tensor([1.0, torch.nan, 2.0, 0.0])
     missing = win_rate(values, ONE, values.isfinite())
     torch.testing.assert_close(missing, torch.tensor([0.5, 0.5, 1.0, 0.0], dtype=torch.float64))
+
+
+def test_win_rates_of_some_parts_beside_values_of_others():
+    """Two of three siblings are beaten, one, none; `b` stays as it is. Each is normalised in its group and weighed."""
+    parts = {"a": torch.tensor([3.0, 2.0, 900.0]), "b": torch.tensor([0.0, 1.0, 5.0]), "c": torch.ones(3)}
+    scores = Scores(sum(parts.values()), parts, torch.ones(3, dtype=torch.bool))
+    found = WinRate({"a": 0.4, "b": 0.6}, plain=("b",), eps=0.0)(scores, one_group(3))
+    rate, b = torch.tensor([0.5, 0.0, 1.0]), parts["b"]
+    torch.testing.assert_close(found, 0.4 * (rate - 0.5) / 0.5 + 0.6 * (b - 2) / b.std())
+    with pytest.raises(ValueError, match="no part d; its parts are: a, b, c"):
+        WinRate({"d": 1.0})(scores, one_group(3))
 
 
 def test_only_the_order_counts():
@@ -90,8 +107,32 @@ def test_likelier_ways_weigh_more():
     found = Tree(value="path")(scored([0.0, 4.0, 1.0, 5.0]), rollout)
     assert found[:, 0].tolist() == pytest.approx([1, 1, -1, -1] if first > second else [-1, -1, 1, 1])
     torch.testing.assert_close(found[:, 1], Tree()(scored([0.0, 4.0, 1.0, 5.0]), rollout)[:, 1])
-    three = Tree(value="path")(scored([0.0, 4.0, 1.0, 5.0, first, first, 7.0, 7.0]), grown(8))
-    assert three.shape == (8, 2)
+
+
+def test_likelier_ways_weigh_more_at_every_fork():
+    """A branch of two, of two: softmax within each pair of siblings, and not over all leaves at once."""
+    plan = LatentPlan(
+        group=8, steps=4, stochastic=(0, 1, 2), forks=((0, 2), (1, 2), (2, 2)), transition=FlowSDE(), shared_start=True
+    )
+    rollout = ToyFlow().load(torch.device("cpu")).sample(asked(8, prompts=1), plan, Noise(0, 0, tuple(range(8))))
+    steps = rollout.decisions[0]
+    logp = torch.randn(8, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for column, each in ((0, 4), (1, 2)):  # one number a branch
+        logp[:, column] = logp[::each, column].repeat_interleave(each)
+    worth = torch.tensor([0.0, 4, 1, 5, 9, 2, 6, 7], dtype=torch.float64)
+    pairs = (logp[:, 2].view(4, 2).softmax(1) * worth.view(4, 2)).sum(1)
+    halves = (logp[::2, 1].view(2, 2).softmax(1) * pairs.view(2, 2)).sum(1)
+    rollout = replace(rollout, decisions=(replace(steps, logp=logp),))
+    found = Tree(value="path")(scored(worth.tolist()), rollout)
+    for column, values in enumerate((halves, pairs, worth)):
+        normed = (values - values.mean()) / values.std(correction=0)
+        torch.testing.assert_close(found[:, column], normed.repeat_interleave(8 // len(values)))
+
+
+def test_of_two_branches_the_released_deviation_makes_less():
+    found = Tree(ddof=1)(scored([0.0, 1, 2, 5]), grown())
+    assert found[:, 0].tolist() == pytest.approx([-(0.5**0.5)] * 2 + [0.5**0.5] * 2)
+    torch.testing.assert_close(found[:, 1], Tree()(scored([0.0, 1, 2, 5]), grown())[:, 1] * 0.75**0.5)
 
 
 def test_trees_of_other_prompts_are_not_compared():

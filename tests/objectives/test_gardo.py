@@ -107,6 +107,7 @@ def test_it_watches_the_auxiliary_parts_and_remembers_twenty_steps():
 def working(settings: GARDO, held: tuple[int, ...]) -> GARDO:
     found = settings.begin(None)
     found._held = frozenset(held)
+    found._told = {"held": len(held) / 12}
     return found
 
 
@@ -133,9 +134,10 @@ def test_holding_nobody_is_the_objective_itself():
     assert loss.metrics["kl"].count == 0
 
 
-def test_the_leash_is_the_sum_over_the_held():
-    """Two of twelve: their distance, over the decisions of all that count; and the metric over their own."""
-    settings = GARDO(PLAIN, kl=0.3)
+@pytest.mark.parametrize(("over", "times"), [("all", 1), ("held", 6)])
+def test_the_leash_is_the_sum_over_the_held(over, times):
+    """Two of twelve: their distance, over the decisions of all that count or over theirs; the metric over theirs."""
+    settings = GARDO(PLAIN, kl=0.3, over=over)
     policy, of = laws.toy(settings, moved=0.01), laws.batch(settings)
     kept = [i for i in range(12) if of.keep[i]][:2]
     dropped = next(i for i in range(12) if not of.keep[i])
@@ -144,8 +146,10 @@ def test_the_leash_is_the_sum_over_the_held():
     for i in kept:
         one = take(of, torch.tensor([i]))
         pull.append((lost(StepClip(kl=1.0), one, policy).total - lost(PLAIN, one, policy).total).detach())
-    found = lost(working(settings, (*kept, dropped)), of, policy)
-    torch.testing.assert_close(found.total.detach(), whole.total.detach() + 0.3 * sum(pull))
+    at_work = working(settings, (*kept, dropped))
+    at_work._told = {"held": 2 / 12}
+    found = lost(at_work, of, policy)
+    torch.testing.assert_close(found.total.detach(), whole.total.detach() + 0.3 * times * sum(pull))
     assert mean_of(found, "kl") == pytest.approx(float(sum(pull)) / (2 * 3))
     assert found.count == whole.count
 
@@ -153,7 +157,7 @@ def test_the_leash_is_the_sum_over_the_held():
 def test_the_leash_is_a_mean_over_samples_whatever_the_objective_counts():
     """This one counts three noised samples for each; the distance is taken at one."""
     inner = DiffusionNFT(kl=0.0, draws=3)
-    settings = GARDO(inner, kl=0.3)
+    settings = GARDO(inner, kl=0.3, over="all")
     policy, of = laws.toy(settings, moved=0.01), laws.batch(settings)
     of = replace(of, rollout=replace(of.rollout, decisions=()))
     held = take(of, torch.tensor([i for i in range(12) if of.keep[i]][:2]))

@@ -123,14 +123,14 @@ def test_dgpo_at_the_reference():
     objective = DGPO()
     policy, of, _ = setting(objective, 0.0)
     loss = lost(objective, of, policy)
-    assert (loss.total / loss.count).item() == pytest.approx(math.log(2))
+    assert (loss.total / loss.count).item() == pytest.approx(math.log(2) / objective.beta)
     assert float(loss.count) == pytest.approx(3 * objective.draws)
     assert mean_of(loss, "weight") == 0.5 and mean_of(loss, "clipped") == 0
 
 
 @pytest.mark.parametrize("objective", [DGPO(clip=1e9, kl=0.0), DGPO(clip=0.002, kl=0.0), DGPO(clip=0.002, kl=0.1)])
 def test_dgpo_has_the_gradient_of_weighed_matching(objective):
-    """beta mean(w A grad l), w detached; with nothing from samples that the clip has stopped."""
+    """mean(w A grad l), w detached; with nothing from samples that the clip has stopped."""
     objective = replace(objective, beta=3.0)
     policy, of, some = setting(objective, 0.02, low=objective.low)
     v, reference = velocity(policy, some), velocity(policy, some, "reference")
@@ -140,11 +140,33 @@ def test_dgpo_has_the_gradient_of_weighed_matching(objective):
     going = ~torch.where(advantage > 0, ratio > 1 + objective.clip, ratio < 1 - objective.clip)
     inner = 3.0 * (advantage * (error - base)).view(3, 4, -1).mean(1, keepdim=True)
     w = inner.sigmoid().detach().expand(3, 4, -1).reshape(12, -1)
-    expected = 3.0 * (w * advantage * going * error).mean() + objective.kl * (v - reference).square().mean()
+    expected = (w * advantage * going * error).mean() + objective.kl * (v - reference).square().mean()
     loss = lost(objective, of, policy)
     torch.testing.assert_close(slope(loss, policy), slope(expected, policy))
     assert mean_of(loss, "clipped") == pytest.approx(float((~going).double().mean()))
     assert objective.clip > 1 or 0.1 < mean_of(loss, "clipped") < 0.9
+
+
+def test_dgpo_at_the_reference_is_as_steep_for_every_beta():
+    """As released: beta stands in w alone, which is 1/2 there."""
+    slopes = []
+    for beta in (1.0, 100.0):
+        objective = DGPO(beta=beta, kl=0.0)
+        policy, of, _ = setting(objective, 0.0)
+        slopes.append(slope(lost(objective, of, policy), policy))
+    torch.testing.assert_close(*slopes)
+
+
+def test_dgpo_draws_from_and_is_held_near_what_is_asked_for():
+    assert DGPO().needs().draw_from == "live" and DGPO(draw_from="old").needs().draw_from == "old"
+    objective, plain = (DGPO(kl=0.5, clip=1e9, kl_guidance=guidance) for guidance in (3.0, 1.0))
+    policy, of, some = setting(objective, 0.1, low=objective.low)
+    with policy.using("reference"):
+        aims = [policy.velocity(some.x, some.t, some.prompts, guidance).detach() for guidance in (3.0, 1.0)]
+    pulls = [slope((velocity(policy, some) - aim).square().mean(), policy) for aim in aims]
+    found = slope(lost(objective, of, policy), policy) - slope(lost(plain, of, policy), policy)
+    torch.testing.assert_close(found, 0.5 * (pulls[0] - pulls[1]))
+    assert found.abs().max() > 1e-3
 
 
 def test_equal_samples_of_a_group_teach_nothing():
@@ -209,6 +231,15 @@ def test_rewards_weigh_by_their_softmax():
         torch.testing.assert_close(loss.total / loss.count, error.mean())
     loss = lost(RewardWeighted(rule="above", threshold=0.6, draws=2), of, policy)
     torch.testing.assert_close(loss.total / loss.count, error[::4].mean())
+
+
+def test_raft_asks_about_nobody_else():
+    policy, of, _ = setting(RAFT(draws=2), 0.1)
+    before = policy.evaluations
+    lost(RAFT(best=1, draws=2), of, policy)
+    assert policy.evaluations - before == 3 * 2  # of three groups of four
+    nobody = lost(RAFT(best=1, draws=2), replace(of, keep=torch.zeros(12, dtype=torch.bool)), policy)
+    assert nobody.total == 0 and nobody.count == 0
 
 
 def test_raft_imitates_the_best():

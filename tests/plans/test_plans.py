@@ -383,6 +383,24 @@ def test_branchgrpo_as_released():
     assert nodes == [2] * 3 + [4] * 3 + [8] * 3 + [16] * 10
 
 
+def test_how_siblings_are_drawn():
+    """In the step of a fork alone: four times as far from the mean, or all alike but for a small part."""
+    own, wide, near = (
+        steps(drawn(Tree(SDE, group=4, steps=5, forks=(0, 2), siblings=kind, spread=spread).at(1)))
+        for kind, spread in (("own", 9.0), ("wide", 4.0), ("near", 0.01))
+    )
+    std = [float(own.mean[0, j].sub(own.after[0, j]).std()) for j in range(2)]
+    z = [(s.after - s.mean) / own.std[:, :, None, None, None] for s in (own, wide, near)]
+    torch.testing.assert_close(z[1][:, 0], 4 * z[0][:, 0])
+    torch.testing.assert_close(z[1][:, 1], z[0][:, 1], atol=1e-4, rtol=1e-4)
+    assert std[0] > 0 and (z[2][0, 0] - z[2][2, 0]).abs().max() < 0.1 < (z[0][0, 0] - z[0][2, 0]).abs().max()
+    assert 0.8 < float(z[2][:, 0].std()) < 1.2, "each is from the law that is scored"
+    policy = ToyFlow().load(torch.device("cpu"))
+    for kind in ("wide", "near"):
+        rollout = drawn(Tree(SDE, group=4, steps=5, forks=(0, 2), siblings=kind).at(1))
+        torch.testing.assert_close(policy.logp(rollout), rollout.logp, atol=1e-5, rtol=1e-5)
+
+
 def test_a_tree_with_more_children():
     rollout = drawn(Tree(SDE, group=9, steps=4, forks=(0, 2), children=3).at(1))
     assert len(torch.unique(rollout.final[:9], dim=0)) == 9

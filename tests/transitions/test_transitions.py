@@ -14,7 +14,15 @@ from burnish.transitions.ddim import DDIM
 from burnish.transitions.dpmpp import DPMpp
 from burnish.transitions.flow_sde import FlowSDE
 
-EXACT = [DDIM(), DDIM(eta=0.5), CPS(), CPS(eta=1.0), DPMpp(), Consistency()]  # marginals are those of the flow
+EXACT = [
+    DDIM(),
+    DDIM(eta=0.5),
+    DDIM(law="pcpo"),
+    CPS(),
+    CPS(eta=1.0),
+    DPMpp(),
+    Consistency(),
+]  # marginals are those of the flow
 SDE = [FlowSDE(), FlowSDE(a=0.3, schedule="constant"), FlowSDE(a=0.9, schedule="linear", floor=0.2)]
 ALL = [*EXACT, *SDE]
 TIMES = [(0.95, 0.9), (0.8, 0.5), (0.5, 0.2), (0.3, 0.29), (0.2, 0.05)]
@@ -126,6 +134,23 @@ def test_ddim_with_all_noise_is_the_posterior_of_ddpm(t, s):
     of_state = math.sqrt(alpha) * (1 - bar_after) / (1 - bar)
     close(mean / length_after, of_clean * clean + of_state * x / length)
     close(std / length_after, math.sqrt((1 - bar_after) / (1 - bar) * (1 - alpha)))
+
+
+def test_what_the_deviation_of_pcpo_makes_constant_and_what_not():
+    """Over the 49 steps of Stable Diffusion 1.5's schedule: (c1 + c2) / sigma is 4.5, (c1 - c2) / sigma is not."""
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    abar = (1 - beta).cumprod(0)[torch.arange(981, 0, -20)]
+    noise, signal = (1 - abar).sqrt(), abar.sqrt()
+    time = noise / (noise + signal)  # of the flow with the same ratio
+    t, s = time[:-1], time[1:]
+    x = normal(len(t), 3)
+    _, std = DDIM(law="pcpo").move(x, normal(len(t), 3, seed=1), t, s)
+    sigma = std / torch.sqrt((1 - s).square() + s.square())
+    c1 = noise[:-1] * signal[1:] / signal[:-1]
+    c2 = (1 - abar[1:] - sigma.square()).clamp(min=0).sqrt()
+    close((c1 + c2) / sigma, 4.5, 1e-6)
+    weight = (c1 - c2) / sigma
+    assert 0.3 < weight.min() < 0.5 and 3.0 < weight.max() < 4.0
 
 
 @at_times

@@ -20,13 +20,16 @@ class GlobalNorm(Advantage):
 
     With the "group" baseline (REINFORCE++-baseline) a group keeps its share of what there is to learn: one whose
     samples hardly differ stays small. With the "batch" baseline no group is needed, and easy prompts are favoured.
-    The standard deviation has ddof 1 and is that of what is divided, over all valid samples of the step.
+    The standard deviation, ddof 1 and over all valid samples of the step, is that of what is divided; or of the rewards
+    themselves, as the released code of Flow-GRPO has it: then prompts of different difficulty make advantages small.
     """
 
     baseline: Literal["group", "batch"] = "group"  # mean that is subtracted: of the prompt's group, or of all samples
+    scale: Literal["centred", "raw"] = "centred"  # what the deviation is of: rewards less the baseline, or rewards
     eps: float = 1e-4  # added to the standard deviation, in units of the reward
 
     def __call__(self, scores: Scores, rollout: Rollout) -> Float[Tensor, " b"]:
         batch = torch.zeros_like(rollout.group)
         centred = group_centred(scores.total, rollout.group if self.baseline == "group" else batch, scores.valid)
-        return (centred / (group_std(centred, batch, scores.valid) + self.eps)).to(scores.total.dtype)
+        spread = group_std(centred if self.scale == "centred" else scores.total, batch, scores.valid)
+        return (centred / (spread + self.eps)).to(scores.total.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from burnish.core import Advantage, Denoiser, Large, LatentPlan, Memory, Policy
 from burnish.formulas.noise import generator
-from burnish.formulas.steps import clean_of, latents_of
+from burnish.formulas.steps import clean_of, latents_of, moving
 from burnish.models.critic import PictureValue, clipped_value_loss, linear, reset
 from burnish.models.features import Features, load_features, pixel_features
 from burnish.types import Rollout, Scores
@@ -114,7 +114,7 @@ class _Temporal(Advantage, Memory):
         """Features of the state before every step."""
         steps, plan = latents_of(rollout, "advantage.temporal_critic"), rollout.plan
         assert isinstance(plan, LatentPlan) and plan.transition is not None
-        states = steps.before if self._settings.looks_at == "state" else clean_of(plan.transition.move, steps)
+        states = steps.before if self._settings.looks_at == "state" else clean_of(moving(plan, steps.step), steps)
         found = []
         for some in states.flatten(0, 1).float().split(self._settings.rows):
             pictures = some if self._decoder is None else self._decoder.decode(some).clamp(0, 1)

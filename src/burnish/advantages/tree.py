@@ -20,13 +20,14 @@ class Tree(Advantage):
     """(V - mean) / std over the branches of a group at one depth. BranchGRPO, arXiv:2509.06040, section 3.
 
     A branch is a step and what was drawn in it (`Latents.node`); V is the mean score of the valid leaves below it, or
-    with `path` their mean weighed by how likely the ways to them are: softmax over the leaves below of the sum of the
-    recorded log-probabilities of the later steps, each step counted once. Mean and deviation (ddof 0) count each
-    branch once, however many leaves it has. 0 at a depth that has one branch, or whose values differ by less than eps.
-    Of independent samples every step has its sample's own advantage. Reads the steps of a denoiser.
+    with `path` the mean of the branches that it divides into, each weighed by the softmax of their recorded
+    log-probabilities. Mean and deviation count each branch once, however many leaves it has. 0 at a depth that has one
+    branch, or whose values differ by less than eps. Of independent samples every step has its sample's own advantage.
+    Reads the steps of a denoiser.
     """
 
-    value: Literal["mean", "path"] = "mean"  # of a branch: mean of its leaves, or weighed by the likelihood of the way
+    value: Literal["mean", "path"] = "mean"  # of a branch: mean of its leaves, or weighed by likelihoods
+    ddof: Literal[0, 1] = 0  # of the deviation; 1 as released: of two branches advantages are then 0.7, and not 1
     eps: float = 1e-6  # deviation below which a depth teaches nothing, in units of the reward
 
     def __call__(self, scores: Scores, rollout: Rollout) -> Float[Tensor, "b k"]:
@@ -39,26 +40,30 @@ class Tree(Advantage):
         level = _numbered(group, depth)
         branch = _numbered(group, depth, node)
         good = valid.unsqueeze(1).expand(b, k)
-        chance = torch.where(good, self._chance(steps.logp, branch), 0.0)
-        total = torch.where(valid, exact(scores.total.cpu()), 0.0).unsqueeze(1)
-        value = _sum(chance * total, branch) / _sum(chance, branch).clamp(min=torch.finfo(torch.float64).tiny)
         # One over the valid leaves of a branch, so that all of them together count it once.
         once = torch.where(good, 1 / _sum(good.double(), branch).clamp(min=1), 0.0)
+        chance = torch.where(good, self._chance(steps.logp, branch, once), 0.0)
+        total = torch.where(valid, exact(scores.total.cpu()), 0.0).unsqueeze(1)
+        value = _sum(chance * total, branch) / _sum(chance, branch).clamp(min=torch.finfo(torch.float64).tiny)
         count = _sum(once, level).clamp(min=1)
         centred = value - _sum(once * value, level) / count
-        spread = (_sum(once * centred.square(), level) / count).sqrt()
+        spread = (_sum(once * centred.square(), level) / (count - self.ddof).clamp(min=1)).sqrt()
         found = torch.where(good & (spread >= self.eps), centred / spread.clamp(min=self.eps), 0.0)
         return found.to(scores.total)
 
-    def _chance(self, logp: Float[Tensor, "b k"], branch: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-        """Weight of each leaf in the value of the branches above it, not normalised."""
-        if self.value == "mean":
+    def _chance(
+        self, logp: Float[Tensor, "b k"], branch: Int[Tensor, "b k"], once: Float[Tensor, "b k"]
+    ) -> Float[Tensor, "b k"]:
+        """Weight of each leaf in the value of the branches above it."""
+        if self.value == "mean" or branch.shape[1] == 1:
             return torch.ones(branch.shape, dtype=torch.float64)
-        logp = exact(logp.cpu())
-        later = logp.flip(1).cumsum(1).flip(1) - logp
-        most = torch.full((int(branch.max()) + 1,), -torch.inf, dtype=later.dtype)
-        most.scatter_reduce_(0, branch.flatten(), later.flatten(), "amax")
-        return (later - most[branch]).exp()
+        logp, above = exact(logp.cpu())[:, 1:], branch[:, :-1]
+        most = torch.full((int(branch.max()) + 1,), -torch.inf, dtype=logp.dtype)
+        most.scatter_reduce_(0, above.flatten(), logp.flatten(), "amax")
+        raw = (logp - most[above]).exp()
+        share = raw / _sum(raw * once[:, 1:], above).clamp(min=torch.finfo(torch.float64).tiny)
+        later = share.flip(1).cumprod(1).flip(1)
+        return torch.cat([later, torch.ones(len(later), 1, dtype=later.dtype)], 1)
 
 
 def _numbered(*names: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:

@@ -19,6 +19,7 @@ from burnish.core import Needs, Objective, Policy, Scorer, Watches
 from burnish.engine.ranks import Alone, Ranks
 from burnish.formulas.noise import generator
 from burnish.formulas.steps import latents_of
+from burnish.models.sharding import divided, held, kept, part, whole
 from burnish.recipe.recipe import Optim
 from burnish.types import Batch, Loss, Mean, Rollout, decided, take
 
@@ -70,6 +71,7 @@ class Learner:
         from the first update alone: later ones see weights that have moved. Raises ValueError for a loss or gradient
         that is not finite; that update is not made.
         """
+        spare = _level(batch if mine is None else mine)
         batch = take(batch, batch.keep.nonzero().squeeze(1))
         mine = batch if mine is None else take(mine, mine.keep.nonzero().squeeze(1))
         if len(batch.rollout) == 0:
@@ -78,9 +80,9 @@ class Learner:
             objective.before(batch)
         found: dict[str, list[Mean]] = {}
         norms, agreements = [], []
-        for number, (part, index, done) in enumerate(self._updates(batch, mine, step)):
+        for number, (some, index, done) in enumerate(self._updates(batch, mine, step)):
             at = (step - 1) * self.updates_per_step + done
-            losses = self._accumulate(objective, part, index, reward)
+            losses = self._accumulate(objective, some, index, reward, spare)
             norm, agreement, metrics = self._apply(losses, at, step)
             norms.append(norm)
             agreements.append(agreement)
@@ -112,7 +114,13 @@ class Learner:
         return 1 - done if self._optim.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
     def state(self) -> dict[str, Any]:
-        return self._adam.state_dict()
+        """The optimiser's, of whole weights. Of divided ones the first process has everything, the others nothing."""
+        state = self._adam.state_dict()
+        moments = {
+            i: {name: kept(value) if divided(value) else value for name, value in known.items()}
+            for i, known in state["state"].items()
+        }
+        return {**state, "state": moments}
 
     def restore(self, state: Mapping[str, Any], updates: int) -> None:
         """Raises ValueError if the moments are not those of these weights."""
@@ -120,21 +128,40 @@ class Learner:
         for i, (name, weight) in enumerate(zip(self._names, self._weights, strict=True)):
             if i in saved and saved[i]["exp_avg"].shape != weight.shape:
                 raise ValueError(f"the saved moments of {name} have shape {tuple(saved[i]['exp_avg'].shape)}")
+        mine = {
+            i: {**saved[i], **{name: part(saved[i][name], like=weight) for name in ("exp_avg", "exp_avg_sq")}}
+            for i, weight in enumerate(self._weights)
+            if i in saved
+        }
         try:
-            self._adam.load_state_dict(dict(state))
+            self._adam.load_state_dict({**state, "state": mine})
         except ValueError as problem:
             raise ValueError(f"the saved optimiser does not fit the trained weights: {problem}") from problem
         self.updates = updates
 
-    def _accumulate(self, objective: Objective, batch: Batch, index: Tensor, reward: Scorer) -> list[Loss]:
-        """Leaves the gradient of the losses summed here on the weights. Nothing is read back from the device here."""
+    def _accumulate(
+        self, objective: Objective, batch: Batch, index: Tensor, reward: Scorer, spare: Batch
+    ) -> list[Loss]:
+        """Leaves the gradient of the losses summed here on the weights. Nothing is read back from the device here.
+
+        Where weights are divided every process makes equally many passes: those with fewer samples make some about
+        `spare` ones, whose gradients are 0.
+        """
         self._adam.zero_grad(set_to_none=True)
         losses = []
-        for rows in self._micro(index, batch.rollout):
+        packs = self._micro(index, batch.rollout)
+        more = max(self._ranks.gathered(len(packs))) - len(packs) if self._ranks.divides else 0
+        for rows in packs:
             loss = objective.loss(take(batch, rows), self._policy, reward)
             if loss.total.requires_grad:
                 loss.total.backward()
             losses.append(Loss(loss.total.detach(), loss.count, loss.metrics))
+        asked = self._policy.evaluations
+        for _ in range(more):
+            rows = self._micro(torch.arange(len(spare.rollout)), spare.rollout)[0]
+            total = objective.loss(take(spare, rows), self._policy, reward).total
+            total.backward(torch.zeros_like(total))
+        self._policy.evaluations = asked  # those passes were about nothing
         return losses
 
     def _apply(self, losses: Sequence[Loss], at: int, step: int) -> tuple[float, float, dict[str, Mean]]:
@@ -148,8 +175,8 @@ class Learner:
         if not gradients:
             return 0.0, 0.0, metrics
         for gradient in gradients:
-            gradient.div_(torch.where(count > 0, count, 1.0))
-        norm = torch.nn.utils.get_total_norm(gradients)
+            held(gradient).div_(torch.where(count > 0, count, 1.0))
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         known = torch.stack([norm.double(), total.double(), count.double(), self._agreement(norm)])
         length, value, things, agreement = known.tolist()
         if things == 0:
@@ -180,7 +207,8 @@ class Learner:
         for weight, known in zip(self._weights, zip(*(one[3] for one in found), strict=True), strict=True):
             if any(known) and weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        self._ranks.add([weight.grad for weight in self._weights if weight.grad is not None])
+        # FSDP has summed those of divided weights.
+        self._ranks.add([w.grad for w in self._weights if w.grad is not None and not divided(w)])
         everyone = [one for one in found if one[2]] or found
         metrics = {name: _joined([one[2][name] for one in everyone]) for name in everyone[0][2]}
         return sum(one[0] for one in found), sum(one[1] for one in found), metrics  # pyright: ignore[reportReturnType]
@@ -195,13 +223,16 @@ class Learner:
         for weight in self._weights:
             mean = self._adam.state.get(weight, {}).get("exp_avg")
             if mean is not None and weight.grad is not None:
-                dot = dot + torch.dot(weight.grad.flatten(), mean.flatten())
-                square = square + torch.dot(mean.flatten(), mean.flatten())
+                mean = held(mean).flatten()
+                dot = dot + torch.dot(held(weight.grad).flatten(), mean)
+                square = square + torch.dot(mean, mean)
+        if self._ranks.divides:
+            self._ranks.add([dot, square])
         return dot / (norm.double() * square.sqrt()).clamp(min=1e-30)
 
     def _not_finite(self, step: int, loss: float, norm: float) -> str:
         pairs = zip(self._names, self._weights, strict=True)
-        first = next((n for n, w in pairs if w.grad is not None and not w.grad.isfinite().all()), None)
+        first = next((n for n, w in pairs if w.grad is not None and not held(w.grad).isfinite().all()), None)
         where = f" (first in {first})" if first else ""
         return (
             f"step {step}: the loss is {loss} and the norm of its gradient {norm}{where}; this update was not made. "
@@ -285,6 +316,18 @@ def _here(share: Int[Tensor, " n"], whole: Rollout, mine: Rollout) -> Int[Tensor
         return share
     row = {name: i for i, name in enumerate(mine.ids)}
     return torch.tensor([row[whole.ids[i]] for i in share.tolist() if whole.ids[i] in row], dtype=torch.long)
+
+
+def _level(batch: Batch) -> Batch:
+    """As if every score were 0 and counted, and nothing were better than anything: the loss is finite."""
+    scores = replace(
+        batch.scores,
+        total=torch.zeros_like(batch.scores.total),
+        parts={name: torch.zeros_like(value) for name, value in batch.scores.parts.items()},
+        valid=torch.ones_like(batch.scores.valid),
+    )
+    advantage, keep = torch.zeros_like(batch.advantage), torch.ones_like(batch.keep)
+    return replace(batch, scores=scores, advantage=advantage, keep=keep)
 
 
 def _joined(means: Sequence[Mean]) -> Mean:

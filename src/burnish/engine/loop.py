@@ -31,7 +31,7 @@ from burnish.recipe.recipe import Recipe
 from burnish.types import Batch, Rollout, Scores, concatenate, take
 
 # What may differ between a run and its resumption: none of it changes what a step does.
-FREE = ("steps", "device", "suites", "evaluate_every", "checkpoint_every", "keep_checkpoints", "samples_every")
+FREE = ("steps", "device", "shard", "suites", "evaluate_every", "checkpoint_every", "keep_checkpoints", "samples_every")
 
 
 def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter | None = None) -> Path:
@@ -126,7 +126,10 @@ class Run:
     def _drawn(self, place: Place, step: int) -> tuple[_Mine | None, Batch, dict[str, float]]:
         """What is drawn here, and the batch of all processes, weighed, with its metrics."""
         recipe, ranks, clock = self._recipe, place.ranks, time.perf_counter()
-        groups = ranks.share(len(recipe.source.prompts_at(step, recipe.seed)))
+        asked = len(recipe.source.prompts_at(step, recipe.seed))
+        if ranks.divides and asked % ranks.count:
+            raise ValueError(f"shard: {ranks.count} processes cannot share the {asked} prompts of step {step} evenly")
+        groups = ranks.share(asked)
         mine, seconds = self._draw(place, step, groups) if len(groups) else (None, 0.0)
         spent = time.perf_counter() - clock - seconds
         plan, reads = recipe.source.plan_at(step), read_by(recipe.advantage)
@@ -185,7 +188,7 @@ class Run:
         return metrics
 
     def _save(self, place: Place, step: int) -> None:
-        if not place.ranks.leads:
+        if not (place.ranks.leads or place.ranks.divides):
             return
         seconds = time.monotonic() - self._began
         state = Checkpoint(
@@ -197,7 +200,8 @@ class Run:
             torch.get_rng_state(),
             place.memories.state(),
         )
-        checkpoint.write(self._folder, state, self._recipe.keep_checkpoints)
+        if place.ranks.leads:
+            checkpoint.write(self._folder, state, self._recipe.keep_checkpoints)
 
     def _asked(self, place: Place) -> int | None:
         """The signal that any of the processes was asked to stop by."""

@@ -33,6 +33,7 @@ class Ranks(ABC):
 
     number: int  # of this one, from 0
     count: int
+    divides: bool = False  # weights are divided (core.Divides): all processes make the same passes, none does without
 
     @property
     def leads(self) -> bool:
@@ -157,13 +158,13 @@ class DrawsTogether(Policy):
         self._policy, self._ranks = policy, ranks
 
     def sample(self, prompts: Sequence[Prompt], plan: Plan, noise: Noise) -> Rollout:
-        unit = plan.together
+        unit, number = plan.together, dict[str, int]()
+        if len(prompts) // unit < self._ranks.count:  # too few to share: every process draws them all
+            return self._policy.sample(prompts, plan, noise)
         units = self._ranks.share(len(prompts) // unit)
         at = torch.arange(units.start * unit, units.stop * unit)
-        mine = self._policy.sample([prompts[i] for i in at.tolist()], plan, noise.of(at)) if len(at) else None
-        found = self._ranks.gathered(None if mine is None else replace(mine, plan=Plan()))
-        number: dict[str, int] = {}
-        drawn = concatenate([one for one in found if one is not None])
+        mine = self._policy.sample([prompts[i] for i in at.tolist()], plan, noise.of(at))
+        drawn = concatenate(self._ranks.gathered(replace(mine, plan=Plan())))
         group = torch.tensor([number.setdefault(p.id, len(number)) for p in prompts]).to(drawn.group)
         return replace(drawn, plan=plan, group=group)
 

@@ -1,13 +1,15 @@
 """Train the scenes' autoencoders, small ones of diffusers' classes, from rendered pictures or videos alone.
 
     burnish world autoencoder --seconds 900 --seed 0 --out FOLDER               an AutoencoderKL
-    burnish world video_autoencoder --seconds 1800 --seed 0 --out FOLDER        an AutoencoderKLWan
+    burnish world video_autoencoder --seconds 3600 --seed 0 --out FOLDER        an AutoencoderKLWan
 
 The denoisers of the world draw in their latents: 8 x 8 places of a 64 x 64 picture, 3 x 8 x 8 of a video (whose frames
 are read in patches of 2 x 2 pixels, as Wan 2.2 reads them: at half the side a step takes a quarter of the time).
 Absolute error of the pixels, counted more where the picture is not background, and a weak pull of the latents towards a
-standard normal law (Rombach et al. 2022, arXiv:2112.10752, section 3.1). No adversary: coloured shapes need none. Scale
-and shift of the latents are measured afterwards and stand in the config, where diffusers' pipelines look for them.
+standard normal law (Rombach et al. 2022, arXiv:2112.10752, section 3.1). No adversary: coloured shapes need none. That
+of videos learns from single frames first, six times as many scenes a second, and then from videos (as Wan's own did:
+Wan Team 2025, arXiv:2503.20314). Scale and shift of the latents are measured afterwards and stand in the config, where
+diffusers' pipelines look for them.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from burnish.worlds.scenes.motion import judge
 from burnish.worlds.scenes.render import SIDE, captions, render
 
 CHANNELS = (16, 32, 32, 64)
+STILLS = 4  # videos of one frame that are shown in place of one; they take two thirds of its time
 FRAMES = 9  # of a video: Wan's encoder takes the first and then four at a time, and leaves out what remains
 
 
@@ -48,6 +51,7 @@ class Settings:
     lr: float = 2e-3
     warmup: int = 50  # steps of rising learning rate
     object_weight: float = 4.0  # extra weight of pixels that are not background
+    still: float = 0.0  # share of the time, from its beginning, in which videos are of one frame
     pull: float = 3e-4  # weight of the latents' divergence from a standard normal law, nats a number
     measured: int = 512  # pictures (or videos) by which scale and shift are measured
 
@@ -58,8 +62,10 @@ class Medium(ABC):
     model: Any
 
     @abstractmethod
-    def shown(self, n: int, seed: int, step: int) -> tuple[Sequence[Prompt], Float[Tensor, "n *f 3 64 64"]]:
-        """`n` prompts and what shows them, in [0, 1], keyed by seed and step."""
+    def shown(
+        self, n: int, seed: int, step: int, still: bool = False
+    ) -> tuple[Sequence[Prompt], Float[Tensor, "n *f 3 64 64"]]:
+        """`n` prompts and what shows them, in [0, 1], keyed by seed and step; `still`: more videos, of one frame."""
 
     @abstractmethod
     def ordered(self, media: Tensor) -> Tensor:
@@ -87,7 +93,9 @@ class Pictures(Medium):
         )
         self.model.to(memory_format=torch.channels_last)
 
-    def shown(self, n: int, seed: int, step: int) -> tuple[Sequence[Prompt], Float[Tensor, "n 3 64 64"]]:
+    def shown(
+        self, n: int, seed: int, step: int, still: bool = False
+    ) -> tuple[Sequence[Prompt], Float[Tensor, "n 3 64 64"]]:
         pairs = captions(n, generator(seed, "autoencoder", step))
         return [prompt for prompt, _ in pairs], render([scene for _, scene in pairs])
 
@@ -119,8 +127,11 @@ class Videos(Medium):
             scale_factor_spatial=8,
         )
 
-    def shown(self, n: int, seed: int, step: int) -> tuple[Sequence[Prompt], Float[Tensor, "n f 3 64 64"]]:
-        pairs = moving.captions(n, generator(seed, "video_autoencoder", step), frames=FRAMES)
+    def shown(
+        self, n: int, seed: int, step: int, still: bool = False
+    ) -> tuple[Sequence[Prompt], Float[Tensor, "n f 3 64 64"]]:
+        n, frames = (STILLS * n, 1) if still else (n, FRAMES)
+        pairs = moving.captions(n, generator(seed, "video_autoencoder", step), frames=frames)
         return [prompt for prompt, _ in pairs], moving.render_moving([video for _, video in pairs])
 
     def ordered(self, media: Tensor) -> Tensor:
@@ -138,7 +149,7 @@ def train(medium: Medium, settings: Settings) -> dict:
     log, step, start = [], 0, time.monotonic()
     while (done := (time.monotonic() - start) / settings.seconds) < 1:
         paced([optimiser], settings.lr, settings.warmup, step, done)
-        _, media = medium.shown(settings.batch, settings.seed, step)
+        _, media = medium.shown(settings.batch, settings.seed, step, done < settings.still)
         law = model.encode(medium.ordered(media) * 2 - 1).latent_dist
         mean, spread = law.mean, law.logvar
         drawn = model.decode(mean + torch.exp(0.5 * spread) * torch.randn_like(mean)).sample / 2 + 0.5
@@ -173,15 +184,18 @@ def _measure(medium: Medium, settings: Settings, rows: int = 16) -> float:
 
 
 def main(kind: str, argv: list[str]) -> None:
-    usual = Settings() if kind == "autoencoder" else Settings(seconds=1800.0, batch=4, measured=128)
+    usual = Settings() if kind == "autoencoder" else Settings(seconds=3600.0, batch=4, still=0.5, measured=128)
     parser = argparse.ArgumentParser(prog=f"burnish world {kind}", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=usual.seconds)
     parser.add_argument("--seed", type=int, default=usual.seed)
+    parser.add_argument("--start", type=Path, help="folder of an earlier training to go on from")
     parser.add_argument("--measured", type=int, default=usual.measured, help="samples that give scale and shift")
     parser.add_argument("--out", type=Path, required=True)
     known = parser.parse_args(argv)
     torch.manual_seed(known.seed)
     medium = Pictures() if kind == "autoencoder" else Videos()
+    if known.start:
+        medium.model.load_state_dict(type(medium.model).from_pretrained(known.start).state_dict())
     log = train(medium, replace(usual, seconds=known.seconds, seed=known.seed, measured=known.measured))
     medium.model.half().save_pretrained(known.out)
     (known.out / "log.json").write_text(json.dumps(log, indent=1) + "\n")

@@ -6,6 +6,7 @@ else (steps, trees, what is recorded, copies of the weights) is here, once.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -65,6 +66,10 @@ class Network(ABC):
         """A block in which the adapter is switched off, if there is one."""
         return None
 
+    def divide(self, mesh: Any) -> None:
+        """Divide the trained module's weights among processes. Raises ValueError where that cannot be done."""
+        raise ValueError("shard: the weights of this policy cannot be divided")
+
 
 class DenoisingPolicy(KeepsCopies, Denoiser):
     """A network that is drawn from, scored and trained."""
@@ -110,6 +115,8 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
                 mean, std = plan.move(here[of], v[of], begin, end, number)
                 author = course.author[movers[random], i]
                 z = self._noise(noise, author, f"step {i}")
+                if plan.siblings != "own" and i in dict(plan.forks):
+                    z = self._kin(plan, noise, leader[movers[random], i], i, z)
                 moved = (mean + gaussian.rows(std, mean) * z).to(stored).float()
                 after[of] = moved
                 if isinstance(plan.transition, Stirred):
@@ -146,6 +153,12 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
     def _noise(self, noise: Noise, leader: Int[Tensor, " b"], what: str) -> Tensor:
         leaders, inverse = leader.unique(return_inverse=True)
         return noise.of(leaders).normal(self.network.shape, what)[inverse].to(self.network.device)
+
+    def _kin(self, plan: LatentPlan, noise: Noise, parent: Int[Tensor, " n"], i: int, z: Tensor) -> Tensor:
+        """Noise of samples that divide in step i, from noise of their own (core.Siblings)."""
+        if plan.siblings == "wide":
+            return plan.spread * z
+        return (self._noise(noise, parent, f"siblings {i}") + plan.spread * z) / math.sqrt(1 + plan.spread**2)
 
     def _shared(
         self, x: Tensor, leader: Int[Tensor, " n"], t: Tensor, rows: Tensor, conditions: Any, guidance: float
@@ -198,6 +211,10 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         return self.network.times(steps)
 
     # --- weights -----------------------------------------------------------------------------------------------------
+
+    def divide(self, mesh: Any) -> None:
+        self.network.divide(mesh)
+        self.copies = Copies(self.network.trained(), self.network.adapter_off())
 
     def export(self, folder: Path) -> None:
         self.network.export(folder)

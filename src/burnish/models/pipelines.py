@@ -22,6 +22,7 @@ from burnish.models.denoiser import Network
 from burnish.models.diffusers_parts import DTYPES, Decoder, Folder, Precision, Texts, autocast, latent_shape
 from burnish.models.flow_times import EULER
 from burnish.models.lora import Lora, adapt, adapters_off, merged
+from burnish.models.sharding import shard
 from burnish.types import Prompt
 
 
@@ -218,6 +219,9 @@ class PipelineNetwork(Network, Generic[S]):
 
     def adapter_off(self) -> Callable[[], AbstractContextManager[None]] | None:
         return partial(adapters_off, self.learner) if self.spec.lora else None
+
+    def divide(self, mesh: Any) -> None:
+        shard(self.learner, mesh)
 
     def export(self, folder: Path) -> None:
         whole = merged(self.learner) if self.spec.lora else self.learner

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from burnish.core import Copy, Policy
+from burnish.models.sharding import divided, kept, part
 
 
 class Copies:
@@ -114,9 +115,12 @@ class Copies:
                 weight.copy_(self._live[key])
 
     def state(self) -> dict[str, Tensor]:
-        """Everything by name, as fresh tensors on the CPU: `<parameter>` and `copies/<copy>/<parameter>`."""
+        """Everything by name, as fresh tensors on the CPU: `<parameter>` and `copies/<copy>/<parameter>`.
+
+        Of divided weights the first process has everything, and the others, which have to ask too, nothing.
+        """
         assert self._in_use is None, "the live weights are swapped out"
-        return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in self._all().items()}
+        return {key: kept(tensor.detach()) for key, tensor in self._all().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take the values of `state`. Raises ValueError that names an entry that does not fit; nothing changes then."""
@@ -135,7 +139,7 @@ class Copies:
                 raise ValueError(f"the saved {key!r} is {was}, here it is {here}")
         with torch.no_grad():
             for key, tensor in ours.items():
-                tensor.copy_(state[key])
+                tensor.copy_(part(state[key], like=tensor))
 
     def _switched_off(self, name: str, rule: Copy) -> bool:
         return self._off is not None and name == "reference" and rule.decay is None and not rule.renewed
@@ -146,6 +150,14 @@ class Copies:
 
     @contextmanager
     def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        if any(divided(weight) for weight in self._live.values()):
+            # FSDP goes on with the values that it was given, whatever a weight points to: here values move.
+            self._exchange(weights)
+            try:
+                yield
+            finally:
+                self._exchange(weights)
+            return
         # Pointers move, values do not: swapping costs nothing and cannot round.
         live = {key: weight.data for key, weight in self._live.items()}
         try:
@@ -155,6 +167,14 @@ class Copies:
         finally:
             for key, weight in self._live.items():
                 weight.data = live[key]
+
+    @torch.no_grad()
+    def _exchange(self, weights: Mapping[str, Tensor]) -> None:
+        """Live values into `weights`, and theirs into the live ones. Twice is nothing."""
+        for key, weight in self._live.items():
+            before = weight.detach().clone()
+            weight.copy_(weights[key])
+            weights[key].copy_(before)
 
 
 class KeepsCopies(Policy):

@@ -38,15 +38,16 @@ class AWM(Objective[Denoiser]):
         kl            mean |v - v_ref|^2, if a reference is kept
     """
 
-    clip: float = 1e-5  # half-width of the trust region of the ratio
+    clip: float = 1.0  # half-width of the trust region of the ratio (Flow-Factory's default: 1e-5)
     max_advantage: float = 5.0  # advantages are cut at plus and minus this
     weighting: Literal["even", "t", "t2", "huber"] = "huber"  # w: what of the error and its time is the log-probability
     power: float = 0.25  # of weighting huber
-    ema_kl: float = 1.0  # weight of the distance to an average of the weights; above 0 keeps one (Flow-Factory 0.1)
-    decay: float = 0.9  # of that average
-    kl: float = 0.0  # weight of the distance to the reference; above 0 keeps one (0.001 to 0.003)
-    draws: int = 4  # times that each sample is noised to in an update
-    times: Times = "uniform"  # which times: those of the sampler, uniform, logit_normal
+    ema_kl: float = 1.0  # weight of the distance to an average of the weights; above 0 keeps one
+    decay: float = 0.3  # what that of the average rises to
+    rise: float = 0.001  # of this decay with every step; 0: it is what it is from the beginning
+    kl: float = 0.0  # weight of the distance to the reference; above 0 keeps one
+    draws: int = 6  # times that each sample is noised to in an update
+    times: Times = "steps"  # which times: those of the sampler, uniform, logit_normal
 
     def __post_init__(self) -> None:
         if not 0 < self.clip <= 1 or not 0 < self.power <= 1 or not 0 <= self.decay < 1:
@@ -56,7 +57,7 @@ class AWM(Objective[Denoiser]):
             )
 
     def needs(self) -> Needs:
-        average = {"average": Copy(self.decay)} if self.ema_kl > 0 else {}
+        average = {"average": Copy(self.decay, self.rise)} if self.ema_kl > 0 else {}
         near = {"reference": Copy()} if self.kl > 0 else {}
         return Needs(copies={"old": Copy(0.0, every="step"), **average, **near})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,7 @@ class GARDO(Objective[Denoiser]):
     auxiliary: tuple[str, ...] = ()  # parts of the reward to compare with; empty: all of them
     main: str = ""  # the part that may be hacked; empty: the total
     kl: float = 0.04  # weight of the distance to the reference
+    over: Literal["held", "all"] = "held"  # samples whose mean the distance is; all: the fewer are held, the weaker
     kl_form: steps.Distance = "gaussian"  # which distance: exact, without the step's length, of velocities, of noises
     rho: float = 0.1  # share of the excesses to hold, at the start
     rho_low: float = 0.02  # least it falls to
@@ -135,8 +136,11 @@ class _Holding(Objective[Denoiser], Memory):
             return replace(found, metrics={**found.metrics, "kl": Mean(nothing, nothing)})
         apart, weight = leash.distance(), leash.weight
         total, count = (apart * weight).sum(), weight.sum()
-        # The same mean as the inner loss's: over all samples, of which those that are not held are 0 apart.
+        # The inner loss's mean is over all samples. Over those that are held, it is as many times as large as they are
+        # few in the whole step, so that no split into updates changes it.
         share = found.count / leash.whole(batch)
+        if self._settings.over == "held":
+            share = share / self._told["held"]
         kl = Mean(total.detach(), count)
         return Loss(found.total + self._settings.kl * total * share.to(total), found.count, {**found.metrics, "kl": kl})
 

@@ -28,7 +28,7 @@ class PCPO(Objective[Denoiser]):
         none     c = 1: the hinge alone
 
     For models that predict noise the paper changes the noise level of the sampler instead; the closed form in its
-    author's code does not make w constant (specification, trap 3), so the log-ratio is reweighed here, for any sampler.
+    author's code (transition ddim, law pcpo) does not make w constant. So the log-ratio is reweighed, for any sampler.
 
     Metrics:
         ratio_mean    mean of the reweighed ratio r^c; 1 before the first update

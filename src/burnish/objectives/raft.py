@@ -10,7 +10,7 @@ from burnish.core import Denoiser, LatentPlan, Needs, Objective, Scorer
 from burnish.formulas.aggregation import token, token_mean
 from burnish.formulas.matching import Target, Times, noised
 from burnish.formulas.ranks import order
-from burnish.types import Batch, Loss
+from burnish.types import Batch, Loss, take
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,16 @@ class RAFT(Objective[Denoiser]):
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, keep = batch.rollout, batch.keep
         assert isinstance(rollout.plan, LatentPlan)
-        some = noised(batch, self.draws, self.times, policy.times(rollout.plan.steps))
+        best = (order(batch.scores.total, rollout.group, keep, rollout.ids) < self.best) & keep
+        # Of a batch without any that counts one is asked about, with weight 0.
+        rows = best.nonzero().squeeze(1) if best.any() else torch.zeros(1, dtype=torch.long)
+        chosen = take(batch, rows.cpu())
+        some = noised(chosen, self.draws, self.times, policy.times(rollout.plan.steps))
         error = some.error(policy.velocity(some.x, some.t, some.prompts), self.target)
-        best = order(batch.scores.total, rollout.group, keep, rollout.ids) < self.best
-        weight, each = best.to(error).unsqueeze(1).expand_as(error), torch.ones_like(error)
-        metrics = {"error": token_mean(error, weight, keep), "kept": token_mean(weight, each, keep)}
-        return Loss(*token(error, weight, keep), metrics)
+        weight = best[rows].to(error).unsqueeze(1).expand_as(error)
+        share = best.to(error).unsqueeze(1)
+        metrics = {
+            "error": token_mean(error, weight, chosen.keep),
+            "kept": token_mean(share, torch.ones_like(share), keep),
+        }
+        return Loss(*token(error, weight, chosen.keep), metrics)

@@ -35,9 +35,7 @@ class StepClip(Objective[Denoiser]):
     clip: float = 1e-4  # how far below 1 the ratio may go before the gradient stops
     clip_high: float | None = None  # how far above 1; None: as far as below
     max_advantage: float = 5.0  # advantages are cut at plus and minus this (DDPO's JAX code 10)
-    step_weights: Literal["even", "std"] = (
-        "even"  # std: steps weigh as they are noisy, mean 1 over a plan (TempFlow, GARDO)
-    )
+    step_weights: Literal["even", "std"] = "even"  # std: steps weigh as they are noisy, mean 1 over a plan (TempFlow)
     kl: float = 0.0  # weight of the distance to the reference; above 0 keeps a reference copy
     kl_form: steps.Distance = "gaussian"  # which distance: exact, without the step's length, of velocities, of noises
 

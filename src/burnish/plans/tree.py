@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from burnish.core import LatentPlan, Planner, Solver, Transition
+from burnish.core import LatentPlan, Planner, Siblings, Solver, Transition
 from burnish.formulas.windows import drawable
 from burnish.viewing import viewed
 
@@ -18,8 +18,7 @@ from burnish.viewing import viewed
 class Tree(Planner):
     """Before each step of `forks` every branch divides into `children`. What branches share is computed once.
 
-    Siblings are drawn independently, each from the Gaussian that scores it; the released code of BranchGRPO draws them
-    four times as wide.
+    How siblings are drawn (core.Siblings): independently, each from the Gaussian that scores it; or wide or near.
     """
 
     transition: Transition  # how a step moves at random
@@ -29,6 +28,8 @@ class Tree(Planner):
     forks: tuple[int, ...] = (0, 3, 6, 9)  # steps at which every branch divides
     children: int = 2  # branches that each divides into
     between: Literal["noise", "ode"] = "noise"  # steps without a fork: drawn at random too (not the last), or the ODE
+    siblings: Siblings = "own"  # own: each from the law that is scored; wide: as released; near: from the law, alike
+    spread: float = 4.0  # of siblings: how many times as wide, or the share that is their own
     shared_start: bool = True  # the trees of a group, if it holds several, start from one noise
     solver: Solver = "euler"  # of the steps that are not drawn at random
     stored: Literal["fp32", "bf16"] = "fp32"  # states are rounded to this before anything is computed from them
@@ -59,6 +60,8 @@ class Tree(Planner):
             solver=self.solver,
             shared_start=self.shared_start,
             forks=tuple((fork, self.children) for fork in self.forks),
+            siblings=self.siblings,
+            spread=self.spread,
             stored=self.stored,
         )
 

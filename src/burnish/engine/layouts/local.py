@@ -7,7 +7,7 @@ sums losses, counts and gradients over ranks before it divides, and its source d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +44,13 @@ class Local:
         return built(recipe, device_of(recipe.device), self.ranks)
 
 
-def built(recipe: Recipe, device: torch.device, ranks: Ranks) -> Place:
-    """What a recipe names, in this process."""
+def built(
+    recipe: Recipe, device: torch.device, ranks: Ranks, divide: Callable[[Policy], None] = lambda policy: None
+) -> Place:
+    """What a recipe names, in this process. `divide` may divide the policy's weights."""
     # Fresh weights (an adapter's, say) come from torch's own stream: the same seed gives the same ones.
     torch.manual_seed(recipe.seed)
-    policy = in_training(recipe, device)
+    policy = in_training(recipe, device, divide)
     scorer = recipe.reward.load(device)
     measures = {name: reward.load(device) for name, reward in recipe.measures.items()}
     learner = Learner(policy, recipe.optim, recipe.objective.needs(), recipe.seed, recipe.steps, ranks)
@@ -58,9 +60,10 @@ def built(recipe: Recipe, device: torch.device, ranks: Ranks) -> Place:
     return Place(device, policy, scorer, measures, learner, advantage, objective, memories, ranks)
 
 
-def in_training(recipe: Recipe, device: torch.device) -> Policy:
+def in_training(recipe: Recipe, device: torch.device, divide: Callable[[Policy], None] = lambda policy: None) -> Policy:
     """The policy of a recipe, with the copies of its weights that objective and advantage ask for."""
     policy = recipe.policy.load(device)
+    divide(policy)
     if recipe.optim.only:
         policy.narrow(recipe.optim.only)
     extra = {"reference": Copy()} if recipe.advantage.reads_reference else {}

@@ -5,6 +5,9 @@
 Losses, counts and gradients are summed before they are divided, so an update is that of one process; all processes then
 step alike, and their weights stay equal. The first process writes the folder. A checkpoint does not know how many
 processes there were. Tensors on a GPU are summed by nccl; all that is said besides goes by gloo.
+
+With `shard: true` in the recipe the trained network, its moments and its copies are divided among them (FSDP2), and put
+together a block at a time where a pass needs it: memory for communication. All processes then make the same passes.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -22,8 +26,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
-from burnish.core import Evaluation
+from burnish.core import Divides, Evaluation, Policy
 from burnish.engine.checkpoint import Checkpoint
 from burnish.engine.layouts.local import Place, built, device_of
 from burnish.engine.ranks import Elsewhere, Ranks
@@ -52,8 +57,13 @@ class Processes:
 
     def build(self, recipe: Recipe) -> Place:
         """Load everything a recipe names, in every process. Raises ValueError for weights that do not fit."""
-        self.ranks.device = self._device(recipe.device)
-        return built(recipe, self.ranks.device, self.ranks)
+        device = self.ranks.device = self._device(recipe.device)
+        if not recipe.shard:
+            return built(recipe, device, self.ranks)
+        if recipe.flat_groups == "refill":
+            raise ValueError("shard: flat_groups: refill draws more in one process than in another; keep or drop them")
+        self.ranks.divides = True
+        return built(recipe, device, self.ranks, partial(_divide, device.type))
 
     def close(self) -> None:
         dist.destroy_process_group()
@@ -67,6 +77,12 @@ class Processes:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         return device
+
+
+def _divide(kind: str, policy: Policy) -> None:
+    if not isinstance(policy, Divides):
+        raise ValueError(f"shard: the weights of {type(policy).__name__} cannot be divided; leave shard out")
+    policy.divide(init_device_mesh(kind, (dist.get_world_size(),)))
 
 
 @dataclass(frozen=True)
@@ -117,6 +133,8 @@ class Company(Ranks):
 
     def _tell(self, problem: BaseException) -> None:
         """Say how this process ended. The others hear it at the next thing that they tell one another."""
+        if self.divides:
+            return  # they may be in the middle of a pass: torchrun ends them
         said = str(problem) if isinstance(problem, ValueError) else f"{type(problem).__name__}: {problem}"
         with suppress(Lost):  # the others have failed as well, or are gone; what is raised here is what happened here
             self._all(_Said(None, said))
