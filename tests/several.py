@@ -205,12 +205,20 @@ def _keyed(whole: Recipe) -> Recipe:
     return replace(whole, reward=reward, measures={"again": toys.Brightness()}, policy=policy)
 
 
-def start(name: str, folder: Path, processes: int, resume: bool = False) -> subprocess.Popen[str]:
-    """A toy run under torchrun, or by itself if it is one process."""
-    program = [str(HERE / "several.py"), name, str(folder), *(["resume"] if resume else [])]
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node")
+# "--multi_gpu" starts processes and looks for no GPU; for processes on the CPU accelerate wants MPI.
+ACCELERATE = (
+    *("accelerate.commands.launch", "--multi_gpu", "--mixed_precision=no", "--dynamo_backend=no"),
+    *("--num_machines=1", "--num_processes"),
+)
+
+
+def start(name: str, folder: Path, processes: int, launcher: Sequence[str] = TORCHRUN) -> subprocess.Popen[str]:
+    """A toy run under a launcher, or by itself if it is one process."""
+    program = [str(HERE / "several.py"), name, str(folder)]
     python = [sys.executable]
     if processes > 1:
-        python += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        python += ["-m", *launcher, str(processes)]
     kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
         [*python, *program],

@@ -248,6 +248,13 @@ def test_one_killed_process_ends_the_run_and_it_goes_on(run: Several, tmp_path: 
     assert apart(run.done("everything", 1, "unbroken"), folder) < CLOSE
 
 
+def test_accelerate_launch_starts_the_same_run(run: Several, tmp_path: Path) -> None:
+    status, said = several.done(several.start("raster", tmp_path / "launched", 2, several.ACCELERATE))
+    assert status == 0, said
+    assert json.loads((tmp_path / "launched" / "environment.json").read_text())["processes"] == 2
+    assert apart(run.done("raster", 1, "by itself"), tmp_path / "launched") < CLOSE
+
+
 def test_asked_to_stop_all_stop_after_the_same_step(run: Several, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     program = several.start("everything", folder, 2)
