@@ -78,9 +78,9 @@ def run(name: str, seed: int, budget: float, threads: int) -> None:
     key = f"{name}/{seed}"
     if key in read_kept():
         return
-    each = cost(name, threads)
-    for _ in range(TRIES):
-        steps = max(3, round(budget / each))
+    each, made = cost(name, threads), set[int]()
+    while (steps := max(3, round(budget / each))) not in made and len(made) < TRIES:
+        made.add(steps)
         folder = RUNS / f"{name.partition('/')[2]}-{seed}-{steps}"
         every = math.ceil(steps / 3)
         overrides = [f"seed={seed}", f"steps={steps}", f"evaluate_every={every}", f"checkpoint_every={steps}"]

@@ -54,6 +54,7 @@ class Needs:
     )
     reward_gradient: bool = False  # the reward is differentiated
     whole_groups: bool = False  # a micro-batch must not split a group
+    even: bool = True  # every loss makes equally many passes through the network, whatever the samples
     reference_logp: bool = False  # rollout.reference is wanted: log-probabilities under the copy of that name
 
 
@@ -503,11 +504,13 @@ class Source(ABC):
         attempt: int = 0,
         scorer: Scorer | None = None,
         places: Sequence[int] | None = None,
+        drawn: Callable[[Rollout], None] | None = None,
     ) -> Rollout:
         """The rollout of a step. `attempt` above 0 asks for other samples of the same step (refilling).
 
         scorer      the run's reward, for sources that look before they draw. Its scores of the rollout are not theirs
         places      which of `prompts_at` to draw, rising; None: all. Numbers, groups and noise are those of the whole
+        drawn       is told of every part as soon as it is there, in their order; groups may not be numbered yet
         """
 
     @abstractmethod

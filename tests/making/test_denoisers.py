@@ -8,7 +8,7 @@ import torch
 from burnish.core import LatentPlan
 from burnish.formulas.noise import Noise, generator
 from burnish.making.command import main
-from burnish.making.denoisers import Diffusion, Flow, encoded
+from burnish.making.denoisers import Diffusion, Flow, Settings, encoded
 from burnish.making.fitting import untyped
 from burnish.models.places import locate
 from burnish.policies.sd import SD
@@ -78,8 +78,8 @@ def test_the_loss_falls_on_one_picture_and_reaches_the_encoders(kind, vae):
 def test_a_flow_learns_the_velocities_of_an_eps_model(vae, tmp_path):
     """Of the true noise they are noise - clean, which is also what is taught above a time of 0.93."""
     torch.manual_seed(0)
-    Diffusion(vae, CLIP, None).pipeline.save_pretrained(tmp_path / "teacher")
-    pupil = Flow(vae, CLIP, None, tmp_path / "teacher")
+    Diffusion(vae, CLIP, Settings()).pipeline.save_pretrained(tmp_path / "teacher")
+    pupil = Flow(vae, CLIP, Settings(teacher=tmp_path / "teacher"))
     x, noise, t = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.tensor([0.2, 0.6, 0.92, 0.94])
     noisy = (1 - t).view(-1, 1, 1, 1) * x + t.view(-1, 1, 1, 1) * noise
     texts = ["a red circle", "", "a blue square", "a red circle"]
@@ -88,7 +88,7 @@ def test_a_flow_learns_the_velocities_of_an_eps_model(vae, tmp_path):
     expected = teacher.velocity(noisy, t, [Prompt(text, text) for text in texts])
     assert torch.allclose(found[:3], expected[:3], atol=1e-5) and torch.equal(found[3], (noise - x)[3])
     assert not torch.allclose(found[0], (noise - x)[0], atol=0.1)
-    led = Flow(vae, CLIP, None, tmp_path / "teacher", guidance=3.0).taught(texts, noisy, t, noise - x)
+    led = Flow(vae, CLIP, Settings(teacher=tmp_path / "teacher", guidance=3.0)).taught(texts, noisy, t, noise - x)
     guided = teacher.velocity(noisy, t, [Prompt(text, text) for text in texts], 3.0)
     assert torch.allclose(led[:3], guided[:3], atol=1e-5) and not torch.allclose(led[0], found[0], atol=1e-3)
     assert torch.allclose(led[1], found[1], atol=1e-5), "no prompt is led nowhere"
@@ -102,4 +102,4 @@ def test_a_flow_learns_the_velocities_of_an_eps_model(vae, tmp_path):
 
 def test_an_eps_model_has_no_teacher(vae, tmp_path):
     with pytest.raises(ValueError, match="only a flow learns from one"):
-        Diffusion(vae, CLIP, None, tmp_path)
+        Diffusion(vae, CLIP, Settings(teacher=tmp_path))

@@ -71,7 +71,7 @@ class Learner:
         from the first update alone: later ones see weights that have moved. Raises ValueError for a loss or gradient
         that is not finite; that update is not made.
         """
-        spare = _level(batch if mine is None else mine)
+        spare = self._spare(batch if mine is None else mine) if self._ranks.divides else batch
         batch = take(batch, batch.keep.nonzero().squeeze(1))
         mine = batch if mine is None else take(mine, mine.keep.nonzero().squeeze(1))
         if len(batch.rollout) == 0:
@@ -158,11 +158,31 @@ class Learner:
             losses.append(Loss(loss.total.detach(), loss.count, loss.metrics))
         asked = self._policy.evaluations
         for _ in range(more):
-            rows = self._micro(torch.arange(len(spare.rollout)), spare.rollout)[0]
-            total = objective.loss(take(spare, rows), self._policy, reward).total
+            total = objective.loss(spare, self._policy, reward).total
             total.backward(torch.zeros_like(total))
         self._policy.evaluations = asked  # those passes were about nothing
         return losses
+
+    def _spare(self, batch: Batch) -> Batch:
+        """The smallest batch that a pass can be about: a sample, or a group, whose scores and advantages are 0.
+
+        One that counts if there is one: of others pictures may be anything.
+        """
+        known = next((some for some in (batch.keep, batch.scores.valid) if some.any()), torch.ones(1, dtype=torch.bool))
+        rows = known.nonzero()[:1, 0].cpu()
+        if self._needs.whole_groups:
+            group = batch.rollout.group.cpu()
+            rows = (group == group[rows]).nonzero().squeeze(1)
+        one = take(batch, rows)
+        if self._optim.by_step:
+            one = decided(one, torch.zeros(len(one.rollout), dtype=torch.long))
+        scores = replace(
+            one.scores,
+            total=torch.zeros_like(one.scores.total),
+            parts={name: torch.zeros_like(value) for name, value in one.scores.parts.items()},
+            valid=torch.ones_like(one.scores.valid),
+        )
+        return replace(one, scores=scores, advantage=torch.zeros_like(one.advantage), keep=torch.ones_like(one.keep))
 
     def _apply(self, losses: Sequence[Loss], at: int, step: int) -> tuple[float, float, dict[str, Mean]]:
         """Divide by the count, clip, and step. One value is read back from the device for the whole update.
@@ -316,18 +336,6 @@ def _here(share: Int[Tensor, " n"], whole: Rollout, mine: Rollout) -> Int[Tensor
         return share
     row = {name: i for i, name in enumerate(mine.ids)}
     return torch.tensor([row[whole.ids[i]] for i in share.tolist() if whole.ids[i] in row], dtype=torch.long)
-
-
-def _level(batch: Batch) -> Batch:
-    """As if every score were 0 and counted, and nothing were better than anything: the loss is finite."""
-    scores = replace(
-        batch.scores,
-        total=torch.zeros_like(batch.scores.total),
-        parts={name: torch.zeros_like(value) for name, value in batch.scores.parts.items()},
-        valid=torch.ones_like(batch.scores.valid),
-    )
-    advantage, keep = torch.zeros_like(batch.advantage), torch.ones_like(batch.keep)
-    return replace(batch, scores=scores, advantage=advantage, keep=keep)
 
 
 def _joined(means: Sequence[Mean]) -> Mean:

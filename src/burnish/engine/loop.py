@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from burnish.engine import checkpoint
+from burnish.engine.ahead import Ahead
 from burnish.engine.checkpoint import Checkpoint
 from burnish.engine.evaluate import evaluate, summary
 from burnish.engine.grids import MOST_TILES
@@ -25,13 +26,24 @@ from burnish.engine.reporter import Nowhere, Reporter
 from burnish.engine.scoring import Scored, scored, settled, something_valid
 from burnish.formulas.groups import group_std
 from burnish.formulas.sentinel import Glance, glance, joined
+from burnish.laps import Laps, lap, recorded
 from burnish.recipe.encode import encode
 from burnish.recipe.read import as_yaml, data_of
 from burnish.recipe.recipe import Recipe
 from burnish.types import Batch, Rollout, Scores, concatenate, take
 
-# What may differ between a run and its resumption: none of it changes what a step does.
-FREE = ("steps", "device", "shard", "suites", "evaluate_every", "checkpoint_every", "keep_checkpoints", "samples_every")
+# What may differ between a run and its resumption: none of it changes what a step does, but for rounding.
+FREE = (
+    "steps",
+    "device",
+    "shard",
+    "overlap",
+    "suites",
+    "evaluate_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "samples_every",
+)
 
 
 def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter | None = None) -> Path:
@@ -99,57 +111,72 @@ class Run:
 
     def _step(self, place: Place, step: int) -> None:
         """One turn: draw, score, weigh, update; then report, evaluate and save what is due."""
+        with recorded(place.device) as laps:
+            self._turn(place, step, laps)
+        self._reporter.timeline(step, laps)
+
+    def _turn(self, place: Place, step: int, laps: Laps) -> None:
         recipe, last, ranks = self._recipe, self._recipe.steps, place.ranks
-        mine, batch, metrics = self._drawn(place, step)
-        clock, before = time.perf_counter(), place.policy.evaluations
+        mine, batch, metrics = self._drawn(place, step, laps)
+        before, waited = place.policy.evaluations, laps.seconds("wait")
         own = None if ranks.count == 1 else _own(batch, mine)  # alone, all are
-        metrics |= place.learner.update(place.objective, batch, place.scorer, step, own)
+        with lap("update"):
+            metrics |= place.learner.update(place.objective, batch, place.scorer, step, own)
         metrics |= place.memories.metrics()
-        metrics["update/seconds"] = time.perf_counter() - clock
+        metrics["update/seconds"] = laps.seconds("update")
+        if ranks.count > 1:
+            metrics["update/wait_seconds"] = laps.seconds("wait") - waited
         if evaluations := sum(ranks.gathered(place.policy.evaluations - before)):
             metrics["update/evaluations"] = float(evaluations)
-        measures = {name: self._measured(place, mine, name, step) for name in place.measures}
+        with lap("measure"):
+            measures = {name: self._measured(place, mine, name, step) for name in place.measures}
         for name, values in measures.items():
             metrics[f"measure/{name}_mean"] = _mean(values.total, values.valid)
         if step in (1, last) or _due(step, recipe.samples_every):
             shown = rows(ranks, mine and mine.found.rollout.media[:MOST_TILES])
             self._reporter.samples(step, replace(batch, rollout=replace(batch.rollout, media=shown)), measures)
         if step == last or _due(step, recipe.evaluate_every):
-            metrics |= self._evaluate(place, step)
+            with lap("evaluate"):
+                metrics |= self._evaluate(place, step)
         self._reporter.step(step, metrics)
         asked = self._asked(place)
         if step == last or asked is not None or _due(step, recipe.checkpoint_every):
-            self._save(place, step)
+            with lap("save"):
+                self._save(place, step)
         if step < last:
             self._stop_if_asked(asked, step)
 
-    def _drawn(self, place: Place, step: int) -> tuple[_Mine | None, Batch, dict[str, float]]:
+    def _drawn(self, place: Place, step: int, laps: Laps) -> tuple[_Mine | None, Batch, dict[str, float]]:
         """What is drawn here, and the batch of all processes, weighed, with its metrics."""
-        recipe, ranks, clock = self._recipe, place.ranks, time.perf_counter()
+        recipe, ranks = self._recipe, place.ranks
         asked = len(recipe.source.prompts_at(step, recipe.seed))
         if ranks.divides and asked % ranks.count:
             raise ValueError(f"shard: {ranks.count} processes cannot share the {asked} prompts of step {step} evenly")
         groups = ranks.share(asked)
-        mine, seconds = self._draw(place, step, groups) if len(groups) else (None, 0.0)
-        spent = time.perf_counter() - clock - seconds
+        mine = self._draw(place, step, groups) if len(groups) else None
         plan, reads = recipe.source.plan_at(step), read_by(recipe.advantage)
         rollout, scores = whole(ranks, mine and (mine.found.rollout, mine.found.scores), reads, plan)
         something_valid(scores, step)
         keep = rows(ranks, mine and mine.found.keep)
         told = mine and (mine.first, mine.found.flat, mine.found.drawn, mine.evaluations, mine.seen)
         first, flat, drawn, evaluations, seen = zip(*(one for one in ranks.gathered(told) if one), strict=True)
-        times = ranks.gathered((seconds, spent))  # of a stage: as long as the slowest takes
+        own = {name: laps.seconds(name) for name in ("draw", "decode", "score", "scoring", "wait")}
+        times = ranks.gathered(own)  # of a stage: as long as the slowest takes
+        slowest = {name: max(one[name] for one in times) for name in own}
         batch = Batch(rollout, scores, place.advantage(scores, rollout), keep, recipe.seed, step)
         groups_in_all = len(rollout.group.unique())
         return (
             mine,
             batch,
             {
-                "draw/seconds": max(one for one, _ in times),
-                "draw/images_per_second": sum(first) / max(one for one, _ in times),
+                "draw/seconds": slowest["draw"],
+                "draw/decode_seconds": slowest["decode"],
+                **({"draw/wait_seconds": slowest["wait"]} if ranks.count > 1 else {}),
+                "draw/images_per_second": sum(first) / slowest["draw"],
                 "draw/entropy": float((rollout.entropy * rollout.weight).sum() / rollout.weight.sum()),
                 "draw/samples": float(sum(drawn)),
-                "score/seconds": max(one for _, one in times),
+                "score/seconds": slowest["score"],
+                "score/busy_seconds": slowest["scoring"],
                 "score/flat_groups": sum(flat) / groups_in_all,
                 **({} if rollout.evaluations is None else {"draw/evaluations": sum(evaluations)}),
                 **{f"sentinel/{name}": value for name, value in joined(seen).items()},
@@ -157,20 +184,25 @@ class Run:
             },
         )
 
-    def _draw(self, place: Place, step: int, groups: range) -> tuple[_Mine, float]:
-        """Samples and their scores, from the weights that the objective wants to draw with; seconds of drawing."""
-        recipe, clock = self._recipe, time.perf_counter()
-        with place.policy.using(recipe.objective.needs().draw_from):
-            rollout = recipe.source.draw(place.policy, step, recipe.seed, scorer=place.scorer, places=groups)
-            seconds = time.perf_counter() - clock
-            scores = scored(rollout, place.scorer, "reward", step)
-            found = settled(
-                (rollout, scores), recipe.flat_groups, recipe.source, place.policy, place.scorer, step, recipe.seed
-            )
+    def _draw(self, place: Place, step: int, groups: range) -> _Mine:
+        """Samples and their scores, from the weights that the objective wants to draw with."""
+        recipe, policy, scorer = self._recipe, place.policy, place.scorer
+
+        def score(part: Rollout) -> Scores:
+            return scored(part, scorer, "reward", step)
+
+        with policy.using(recipe.objective.needs().draw_from), Ahead(score, place.device) as ahead:
+            drawn = ahead if recipe.overlap else None
+            with lap("draw"):
+                rollout = recipe.source.draw(policy, step, recipe.seed, scorer=scorer, places=groups, drawn=drawn)
+            with lap("score"):  # what is left of it
+                scores = ahead.scores() if recipe.overlap else score(rollout)
+                found = settled((rollout, scores), recipe.flat_groups, recipe.source, policy, scorer, step, recipe.seed)
+        with lap("score"), lap("recompute"):
+            seen = glance(found.rollout.media, found.rollout.group)
+            annotated = place.learner.annotate(found.rollout, recipe.advantage.reads_reference)
         evaluations = 0.0 if rollout.evaluations is None else float(rollout.evaluations.sum())
-        seen = glance(found.rollout.media, found.rollout.group)
-        annotated = place.learner.annotate(found.rollout, recipe.advantage.reads_reference)
-        return _Mine(replace(found, rollout=annotated), len(rollout), evaluations, seen), seconds
+        return _Mine(replace(found, rollout=annotated), len(rollout), evaluations, seen)
 
     def _measured(self, place: Place, mine: _Mine | None, name: str, step: int) -> Scores:
         """What a measure says of the whole step."""

@@ -20,6 +20,9 @@
                          each time: {"suite", "step", "columns", "tile", "gap", "metrics": {name: number or null},
                          "prompts": [{"id", "text"}], "values": {name: [number or null]}}. The grid shows the first
                          MOST_TILES samples; prompts and values are of all. The npz holds the values exactly, float64.
+    timeline.json        where the time of the last step went: {"step": n, "laps": [{"name", "start", "end"}, ...]}, in
+                         seconds since its beginning, of the leading process. Some lie within others (decode in draw),
+                         or beside them (scoring, with recipe.overlap)
     events.out.tfevents.*                 the same for TensorBoard
     checkpoints/         see checkpoint.py
     summary.json         written at the end: {"steps": n, "seconds": s, "suites": {suite: {metric: {"base", "tuned",
@@ -37,6 +40,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,6 +53,7 @@ from burnish.core import Evaluation
 from burnish.engine.grids import COLUMNS, GAP, MOST_TILES, grid, save, shown
 from burnish.engine.progress import Progress
 from burnish.engine.surroundings import command, processes, surroundings
+from burnish.laps import Laps
 from burnish.recipe.read import as_yaml
 from burnish.types import Batch, Scores
 
@@ -145,6 +150,10 @@ class Reporter:
             + ", ".join(f"{name} {value:.4g}" for name, value in list(found.metrics.items())[:6])
         )
 
+    def timeline(self, step: int, laps: Laps) -> None:
+        """Where the time of a step went."""
+        write_json(self.folder / "timeline.json", {"step": step, "laps": [asdict(lap) for lap in laps.ended]})
+
     def say(self, sentence: str) -> None:
         """A line for the person who watches."""
         self.progress.say(sentence)
@@ -175,7 +184,8 @@ class Reporter:
                 number = re.search(r"-(\d{6,})\.\w+$", file.name)
                 if number and (int(number[1]) > step or step == 0):
                     file.unlink()
-        (self.folder / "summary.json").unlink(missing_ok=True)
+        for name in ("summary.json", "timeline.json"):
+            (self.folder / name).unlink(missing_ok=True)
 
 
 class Nowhere:
@@ -188,6 +198,8 @@ class Nowhere:
     def samples(self, step: int, batch: Batch, measures: Mapping[str, Scores]) -> None: ...
 
     def evaluation(self, step: int, suite: str, found: Evaluation) -> None: ...
+
+    def timeline(self, step: int, laps: Laps) -> None: ...
 
     def say(self, sentence: str) -> None: ...
 

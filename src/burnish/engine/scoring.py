@@ -11,6 +11,7 @@ from torch import Tensor
 
 from burnish.core import Policy, Scorer, Source
 from burnish.formulas.groups import flat
+from burnish.laps import lap
 from burnish.types import Rollout, Scores, concatenate, take
 
 ATTEMPTS = 4  # draws of one step, the first included, before a flat group is given up
@@ -35,7 +36,7 @@ def scored(rollout: Rollout, scorer: Scorer, name: str, step: int) -> Scores:
     """
     b = len(rollout)
     try:
-        with torch.no_grad():
+        with lap("scoring"), torch.no_grad():
             found = scorer(rollout.media, rollout.prompts)
     except Exception as e:  # a reward may be anybody's code: there is no naming what it raises
         raise ValueError(f"{name}: the reward failed at step {step}: {type(e).__name__}: {e}") from e

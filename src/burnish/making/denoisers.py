@@ -82,12 +82,11 @@ class Pupil(ABC):
 class Flow(Pupil):
     """Stable Diffusion 3 with two text encoders; T5 is left out. Learns from a teacher, if there is one."""
 
-    def __init__(
-        self, vae: Any, clip: Path, start: Path | None, teacher: Path | None = None, guidance: float = 1.0
-    ) -> None:
+    def __init__(self, vae: Any, clip: Path, settings: Settings) -> None:
         diffusers = untyped("diffusers")
+        start, teacher = settings.start, settings.teacher
         self.teacher = SD(str(teacher), pixels=SIDE).load(torch.device("cpu")) if teacher else None
-        self.guidance = guidance
+        self.guidance = settings.guidance
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
         if start:
@@ -159,16 +158,14 @@ class Flow(Pupil):
 class Diffusion(Pupil):
     """Stable Diffusion: a UNet that predicts the noise. Raises ValueError for a teacher: it learns from pictures."""
 
-    def __init__(
-        self, vae: Any, clip: Path, start: Path | None, teacher: Path | None = None, guidance: float = 1.0
-    ) -> None:
-        if teacher:
+    def __init__(self, vae: Any, clip: Path, settings: Settings) -> None:
+        if settings.teacher:
             raise ValueError("--teacher: only a flow learns from one here")
         diffusers = untyped("diffusers")
         from transformers import AutoTokenizer, CLIPTextModel
 
-        if start:
-            self.pipeline = diffusers.StableDiffusionPipeline.from_pretrained(start, torch_dtype=torch.float32)
+        if settings.start:
+            self.pipeline = diffusers.StableDiffusionPipeline.from_pretrained(settings.start, torch_dtype=torch.float32)
         else:
             reader = _reader(clip, CLIPTextModel)
             unet = diffusers.UNet2DConditionModel(
@@ -252,7 +249,7 @@ def train(kind: str, settings: Settings, autoencoder: Path, clip: Path) -> tuple
         .requires_grad_(False)
     )
     torch.manual_seed(settings.seed)
-    pupil: Pupil = PUPILS[kind](vae, clip, settings.start, settings.teacher, settings.guidance)
+    pupil: Pupil = PUPILS[kind](vae, clip, settings)
     pairs = captions(settings.scenes, generator(settings.seed, kind))
     pairs = careless(pairs, settings.mistakes, settings.seed, draw_scene)
     log = fit(pupil, encoded(vae, pairs), [prompt.text for prompt, _ in pairs], settings)

@@ -21,6 +21,7 @@ from torch import Tensor
 from burnish.core import Denoiser, LatentPlan, Steps, Stirred
 from burnish.formulas import gaussian, sharing
 from burnish.formulas.noise import Noise
+from burnish.laps import lap
 from burnish.models.weights import Copies, KeepsCopies
 from burnish.prompts import distinct_prompts
 from burnish.types import Latents, Plan, Prompt, Rollout
@@ -176,7 +177,8 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
     def _pictures(self, latents: Tensor, leader: Int[Tensor, " b"]) -> Tensor:
         leaders, inverse = leader.unique(return_inverse=True)
         parts = latents[leaders].split(self._decode_rows)
-        return torch.cat([self.network.decode(some).clamp(0, 1) for some in parts])[inverse]
+        with lap("decode"):
+            return torch.cat([self.network.decode(some).clamp(0, 1) for some in parts])[inverse]
 
     # --- scoring -----------------------------------------------------------------------------------------------------
 

@@ -176,9 +176,9 @@ class Decoder:
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """A block whose matrix products are of that precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+def autocast(device: torch.device, precision: Precision, cached: bool = True) -> torch.autocast:
+    """A block whose matrix products are of that precision. `cached`: a weight is cast once, and the cast is kept."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=cached)
 
 
 def latent_shape(pixels: int, decoder: Decoder, channels: int, patch: int, where: str) -> tuple[int, int, int]:

@@ -59,13 +59,16 @@ def adapters_off(module: nn.Module) -> Iterator[None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    frozen = [weight for layer in layers for weight in layer.parameters() if not weight.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
     try:
         yield
     finally:
         for layer in layers:
-            layer.enable_adapters(True)
+            layer.enable_adapters(True)  # which asks for gradients of all of them
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 def merged(module: M) -> M:

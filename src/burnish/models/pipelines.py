@@ -124,6 +124,7 @@ class PipelineNetwork(Network, Generic[S]):
         self.pipeline = folder.assembled(**parts, **self.extras)
         self.clock = self.clocked()
         self.texts = Texts(self.encode, device)
+        self._divided = False  # among processes: a weight is there only while it is used
         self._nothing: tuple[Tensor, ...] | None = None  # what no prompt looks like, once it is asked for
         self._train()
 
@@ -203,7 +204,7 @@ class PipelineNetwork(Network, Generic[S]):
         return self.mixed(conditional, null, guidance)
 
     def autocast(self) -> torch.autocast:
-        return autocast(self.device, self.spec.precision)
+        return autocast(self.device, self.spec.precision, cached=not self._divided)
 
     def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
         return self.clock.times(steps)
@@ -222,6 +223,7 @@ class PipelineNetwork(Network, Generic[S]):
 
     def divide(self, mesh: Any) -> None:
         shard(self.learner, mesh)
+        self._divided = True
 
     def export(self, folder: Path) -> None:
         whole = merged(self.learner) if self.spec.lora else self.learner

@@ -69,7 +69,7 @@ class GARDO(Objective[Denoiser]):
 
     def needs(self) -> Needs:
         inner = self.inner.needs()
-        return replace(inner, copies={**inner.copies, "reference": Copy(renewed=True)})
+        return replace(inner, copies={**inner.copies, "reference": Copy(renewed=True)}, even=False)
 
     def begin(self, policy: Policy | None) -> _Holding:
         return _Holding(self)

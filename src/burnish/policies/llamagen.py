@@ -24,6 +24,7 @@ from burnish.core import Footprint, PolicySpec
 from burnish.formulas.guidance import guided
 from burnish.formulas.noise import Noise
 from burnish.formulas.tokens import draw_with_logp, law_logits, logp_of
+from burnish.laps import lap
 from burnish.models.arithmetic import quick_in_bf16
 from burnish.models.captions import Captions
 from burnish.models.llamagen.files import gpt_shape, load_gpt, load_vq, save_model, vq_shape
@@ -128,7 +129,7 @@ class LlamaGenPolicy(KeepsCopies):
         rows, distinct = distinct_prompts(prompts)
         with self._arithmetic():
             tokens = self._draw(distinct, rows.to(self.device), plan, noise)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._decodes_bf16):
+        with lap("decode"), torch.autocast(self.device.type, torch.bfloat16, enabled=self._decodes_bf16):
             media = decode_in_chunks(self.vq, tokens.ids, self.spec.decode_rows).float()
         return Rollout(tuple(prompts), rows, (tokens,), media, plan, noise.ids)
 

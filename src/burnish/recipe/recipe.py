@@ -51,4 +51,5 @@ class Recipe:
     keep_checkpoints: int = 2  # older ones are removed
     samples_every: int = 10  # steps between saved sample grids
     device: str = "auto"  # auto takes the accelerator if there is one
+    overlap: bool = False  # score a part of a step (the source's rows) while the next one is drawn
     shard: bool = False  # divide weights, moments and copies among the processes of the run (FSDP2); alone: do not

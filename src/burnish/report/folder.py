@@ -72,6 +72,7 @@ class Run:
     recipe: str | None = None  # as written
     settings: Mapping[str, Any] = field(default_factory=dict)  # as parsed
     environment: Mapping[str, Any] | None = None
+    timeline: Mapping[str, Any] | None = None
     trouble: Sequence[str] = ()  # files that could not be read, and why
 
     @property
@@ -104,6 +105,7 @@ def read(folder: Path) -> Run:
         text,
         _settings(text, trouble),
         _json(folder / "environment.json", trouble),
+        _json(folder / "timeline.json", trouble),
         trouble,
     )
 

@@ -13,6 +13,7 @@ from burnish.report.curves import charts
 from burnish.report.folder import Run, read
 from burnish.report.html import absent, command, document, duration, esc, number, yaml
 from burnish.report.results import results_table
+from burnish.report.timeline import timeline
 from burnish.report.verdict import Headline, headline, verdict
 
 
@@ -129,7 +130,7 @@ def _curves(run: Run) -> str:
         "keys, to read every chart at that step."
     )
     shown = charts(run.metrics) if run.metrics else absent("Curves", "metrics.jsonl has no step yet")
-    return _titled("Curves", lede, shown)
+    return _titled("Curves", lede, shown + timeline(run.timeline))
 
 
 def _samples(run: Run) -> str:

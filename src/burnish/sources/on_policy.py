@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,15 +58,16 @@ class OnPolicy(Source):
         attempt: int = 0,
         scorer: Scorer | None = None,
         places: Sequence[int] | None = None,
+        drawn: Callable[[Rollout], None] | None = None,
     ) -> Rollout:
         plan, distinct = self.plan_at(step), self.prompts_at(step, seed)
-        whole = len(distinct) * plan.group
+        in_all = len(distinct) * plan.group
         places = range(len(distinct)) if places is None else places
         distinct = [distinct[place] for place in places]
         prompts = [prompt for prompt in distinct for _ in range(plan.group)]
         number = torch.tensor([place * plan.group + i for place in places for i in range(plan.group)])
         b = len(prompts)
-        noise = Noise(seed, step, tuple((attempt * whole + number).tolist()))
+        noise = Noise(seed, step, tuple((attempt * in_all + number).tolist()))
         if self.search:
             if scorer is None:
                 raise ValueError("source.on_policy.search: looks at rewards, and was given none")
@@ -76,9 +77,14 @@ class OnPolicy(Source):
             noise = noise.starting(*(part.repeat_interleave(plan.group, 0) for part in found))
         rows = max(self.rows // plan.together, 1) * plan.together if self.rows else b
         chunks = torch.arange(b).split(rows)
-        drawn = concatenate([policy.sample([prompts[i] for i in c.tolist()], plan, noise.of(c)) for c in chunks])
-        if self.search and drawn.evaluations is not None:
-            drawn = replace(drawn, evaluations=drawn.evaluations + self.search.evaluations / plan.group)
+        parts = []
+        for c in chunks:
+            parts.append(policy.sample([prompts[i] for i in c.tolist()], plan, noise.of(c)))
+            if drawn:
+                drawn(parts[-1])
+        whole = concatenate(parts)
+        if self.search and whole.evaluations is not None:
+            whole = replace(whole, evaluations=whole.evaluations + self.search.evaluations / plan.group)
         # a policy numbers the groups of one chunk; a group that two chunks share is still one group
-        group = number.div(plan.compared, rounding_mode="floor").to(drawn.group)
-        return replace(drawn, group=group)
+        group = number.div(plan.compared, rounding_mode="floor").to(whole.group)
+        return replace(whole, group=group)

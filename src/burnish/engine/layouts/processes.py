@@ -7,7 +7,8 @@ step alike, and their weights stay equal. The first process writes the folder. A
 processes there were. Tensors on a GPU are summed by nccl; all that is said besides goes by gloo.
 
 With `shard: true` in the recipe the trained network, its moments and its copies are divided among them (FSDP2), and put
-together a block at a time where a pass needs it: memory for communication. All processes then make the same passes.
+together a block at a time where a pass needs it: memory for communication. All processes then make the same passes. The
+network is loaded whole before it is divided, so it has to fit on one device without moments, copies and gradients.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from burnish.engine.checkpoint import Checkpoint
 from burnish.engine.layouts.local import Place, built, device_of
 from burnish.engine.ranks import Elsewhere, Ranks
 from burnish.formulas.sentinel import Glance
+from burnish.laps import lap
 from burnish.recipe.recipe import Recipe
 from burnish.types import Latents, Mean, Plan, Prompt, Rollout, Scores, Tokens
 
@@ -62,6 +64,8 @@ class Processes:
             return built(recipe, device, self.ranks)
         if recipe.flat_groups == "refill":
             raise ValueError("shard: flat_groups: refill draws more in one process than in another; keep or drop them")
+        if not recipe.objective.needs().even:
+            raise ValueError("shard: this objective makes passes for some samples alone, and not in all processes")
         self.ranks.divides = True
         return built(recipe, device, self.ranks, partial(_divide, device.type))
 
@@ -158,7 +162,8 @@ class Company(Ranks):
 
     def _wait(self, call: Callable[[], Any]) -> None:
         try:
-            call()
+            with lap("wait"):
+                call()
         except RuntimeError as problem:  # all that torch.distributed raises is one
             raise Lost(
                 f"process {self.number} of {self.count} lost the others: one of them ended, or did not answer for "
