@@ -59,7 +59,7 @@ def test_a_moment_of_training_makes_a_pipeline(kind, spec, tmp_path):
 def test_the_loss_falls_on_one_picture_and_reaches_the_encoders(kind, vae):
     """At random the error is the target's own variance; a few steps on one picture bring it down."""
     torch.manual_seed(0)
-    pupil = kind(vae, CLIP, None)
+    pupil = kind(vae, CLIP, Settings())
     x = encoded(vae, captions(1, generator("one"))).expand(16, -1, -1, -1)
     weights = [w for m in (pupil.network, *pupil.encoders()) for w in m.requires_grad_(True).parameters()]
     optimiser = torch.optim.AdamW(weights, lr=2e-3)

@@ -44,6 +44,7 @@ ENSEMBLE = Weighted(
     {"main": Brightness(), "aesthetic": Jpeg(), "hps": Jpeg()}, {"main": 1.0, "aesthetic": 0.0, "hps": 0.0}
 )
 INSTEAD = {
+    "pref_grpo": {"reward": Weighted({"hps": Brightness(), "clip": Jpeg()}, {"hps": 0.4, "clip": 0.6})},
     "gardo": {"reward": ENSEMBLE, "advantage.diverse.features": ""},
     "dpok": {"advantage.critic.text_encoder": ""},
     "diffppo": {"advantage.critic.text_encoder": ""},
