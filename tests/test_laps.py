@@ -19,6 +19,7 @@ from burnish.engine.ahead import Ahead
 from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
 from burnish.laps import lap, recorded
+from burnish.report.timeline import timeline
 from burnish.types import Prompt, Scores
 
 
@@ -105,3 +106,10 @@ def test_what_was_not_begun_is_forgotten_after_an_error():
             ahead(part)  # pyright: ignore[reportArgumentType]
         raise RuntimeError("while drawing")
     assert len(begun) <= 2
+
+
+def test_the_report_shows_them():
+    laps = [{"name": "draw", "start": 0.0, "end": 2.0}, {"name": "<b>", "start": 0.0, "end": 9.0}]
+    shown = timeline({"step": 7, "laps": [*laps, {"name": "update", "start": 2.0, "end": 3.5}]})
+    assert "Timeline of step 7, 3.500 seconds" in shown and "1.500 s" in shown and "<b>" not in shown.split("svg")[1]
+    assert shown.count("<rect") == 2 and timeline(None) == "" and timeline({"step": 1, "laps": []}) == ""
