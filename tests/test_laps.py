@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import toys
-from toy_run import recipe
+from toy_run import lines, recipe
 
 from burnish.core import Reward, Scorer
 from burnish.engine.ahead import Ahead
@@ -65,11 +65,6 @@ class SlowScorer(Scorer):
         if self.spec.fails and len(self.calls) == 2:
             raise KeyError("no such endpoint")
         return Scores.of("bright", images.double().mean((1, 2, 3)))
-
-
-def lines(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.endswith(("seconds", "per_second"))} for row in rows]
 
 
 def slow(**changes):

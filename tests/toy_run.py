@@ -23,7 +23,7 @@ from burnish.advantages.prompt_history import PromptHistory
 from burnish.advantages.trimmed import Trimmed
 from burnish.engine import checkpoint
 from burnish.engine.loop import train
-from burnish.engine.reporter import Reporter
+from burnish.engine.reporter import TIMINGS, Reporter
 from burnish.objectives.ppo_clip import PPOClip
 from burnish.plans.every_token import EveryToken
 from burnish.recipe.recipe import Optim, Recipe
@@ -43,6 +43,13 @@ def recipe(**changes: Any) -> Recipe:
         suites={"heldout": toys.ToySuite()},
     )
     return replace(whole, **changes)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """What a run told of its steps, without the timings; nothing, if it has told nothing yet."""
+    file = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [{k: v for k, v in row.items() if not k.endswith(TIMINGS)} for row in rows]
 
 
 def everything() -> Recipe:

@@ -16,10 +16,10 @@ import pytest
 import several
 import tiny_diffusers
 import torch
+from toy_run import lines
 
 from burnish.engine import checkpoint
 from burnish.engine.ranks import Alone
-from burnish.engine.reporter import TIMINGS
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[1]
@@ -69,11 +69,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Several]:
     assert runs.program.stdin
     runs.program.stdin.close()
     runs.program.wait(30)
-
-
-def lines(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.endswith(TIMINGS)} for row in rows]
 
 
 def apart(one: Path, other: Path) -> float:

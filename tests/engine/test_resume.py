@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy_run import lines
 
 from burnish.engine import checkpoint
-from burnish.engine.reporter import TIMINGS
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[1]
@@ -62,12 +62,6 @@ def whole(run: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert run(folder) == 0
     return folder
-
-
-def lines(folder: Path) -> list[dict]:
-    file = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [{k: v for k, v in row.items() if not k.endswith(TIMINGS)} for row in rows]
 
 
 def after(folder: Path, step: int, number: int, wait: float = 0.0) -> Callable[[int], None]:

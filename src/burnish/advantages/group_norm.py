@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.core import Advantage
-from burnish.formulas.groups import group_centred, group_std
+from burnish.formulas.groups import group_normed
 from burnish.types import Rollout, Scores
 
 
@@ -23,5 +23,4 @@ class GroupNorm(Advantage):
     eps: float = 1e-4  # added to the standard deviation, in units of the reward
 
     def __call__(self, scores: Scores, rollout: Rollout) -> Float[Tensor, " b"]:
-        spread = group_std(scores.total, rollout.group, scores.valid) + self.eps
-        return (group_centred(scores.total, rollout.group, scores.valid) / spread).to(scores.total.dtype)
+        return group_normed(scores.total, rollout.group, scores.valid, self.eps).to(scores.total.dtype)

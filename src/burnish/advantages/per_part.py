@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.core import Advantage
-from burnish.formulas.groups import group_centred, group_std
+from burnish.formulas.groups import group_normed
 from burnish.types import Rollout, Scores
 
 
@@ -38,6 +38,5 @@ class PerPart(Advantage):
         for name, part in scores.parts.items():
             # A part may be missing where the total is still valid (a gate that did not open): it adds nothing there.
             valid = scores.valid & torch.isfinite(part)
-            spread = group_std(part, rollout.group, valid) + self.eps
-            total = total + self.weights.get(name, 1.0) * group_centred(part, rollout.group, valid) / spread
+            total = total + self.weights.get(name, 1.0) * group_normed(part, rollout.group, valid, self.eps)
         return total.to(scores.total.dtype)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.core import Advantage
-from burnish.formulas.groups import group_centred, group_std
+from burnish.formulas.groups import group_normed
 from burnish.formulas.ranks import win_rate
 from burnish.types import Rollout, Scores
 
@@ -40,6 +40,5 @@ class WinRate(Advantage):
         for name, (weight, part) in (parts or {"": (1.0, scores.total)}).items():
             valid = scores.valid & torch.isfinite(part)
             rate = part if name in self.plain else win_rate(part, rollout.group, valid)
-            spread = group_std(rate, rollout.group, valid) + self.eps
-            total = total + weight * group_centred(rate, rollout.group, valid) / spread
+            total = total + weight * group_normed(rate, rollout.group, valid, self.eps)
         return total.to(scores.total.dtype)

@@ -19,7 +19,7 @@ from burnish.core import Needs, Objective, Policy, Scorer, Watches
 from burnish.engine.ranks import Alone, Ranks
 from burnish.formulas.noise import generator
 from burnish.formulas.steps import latents_of
-from burnish.models.sharding import divided, held, kept, part, whole
+from burnish.models.sharding import divided, full, kept, local, shard_like
 from burnish.recipe.recipe import Optim
 from burnish.types import Batch, Loss, Mean, Rollout, decided, take
 
@@ -80,9 +80,9 @@ class Learner:
             objective.before(batch)
         found: dict[str, list[Mean]] = {}
         norms, agreements = [], []
-        for number, (some, index, done) in enumerate(self._updates(batch, mine, step)):
+        for number, (part, index, done) in enumerate(self._updates(batch, mine, step)):
             at = (step - 1) * self.updates_per_step + done
-            losses = self._accumulate(objective, some, index, reward, spare)
+            losses = self._accumulate(objective, part, index, reward, spare)
             norm, agreement, metrics = self._apply(losses, at, step)
             norms.append(norm)
             agreements.append(agreement)
@@ -129,7 +129,7 @@ class Learner:
             if i in saved and saved[i]["exp_avg"].shape != weight.shape:
                 raise ValueError(f"the saved moments of {name} have shape {tuple(saved[i]['exp_avg'].shape)}")
         mine = {
-            i: {**saved[i], **{name: part(saved[i][name], like=weight) for name in ("exp_avg", "exp_avg_sq")}}
+            i: {**saved[i], **{name: shard_like(saved[i][name], like=weight) for name in ("exp_avg", "exp_avg_sq")}}
             for i, weight in enumerate(self._weights)
             if i in saved
         }
@@ -195,8 +195,8 @@ class Learner:
         if not gradients:
             return 0.0, 0.0, metrics
         for gradient in gradients:
-            held(gradient).div_(torch.where(count > 0, count, 1.0))
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
+            local(gradient).div_(torch.where(count > 0, count, 1.0))
+        norm = full(torch.nn.utils.get_total_norm(gradients))
         known = torch.stack([norm.double(), total.double(), count.double(), self._agreement(norm)])
         length, value, things, agreement = known.tolist()
         if things == 0:
@@ -243,8 +243,8 @@ class Learner:
         for weight in self._weights:
             mean = self._adam.state.get(weight, {}).get("exp_avg")
             if mean is not None and weight.grad is not None:
-                mean = held(mean).flatten()
-                dot = dot + torch.dot(held(weight.grad).flatten(), mean)
+                mean = local(mean).flatten()
+                dot = dot + torch.dot(local(weight.grad).flatten(), mean)
                 square = square + torch.dot(mean, mean)
         if self._ranks.divides:
             self._ranks.add([dot, square])
@@ -252,7 +252,7 @@ class Learner:
 
     def _not_finite(self, step: int, loss: float, norm: float) -> str:
         pairs = zip(self._names, self._weights, strict=True)
-        first = next((n for n, w in pairs if w.grad is not None and not held(w.grad).isfinite().all()), None)
+        first = next((n for n, w in pairs if w.grad is not None and not local(w.grad).isfinite().all()), None)
         where = f" (first in {first})" if first else ""
         return (
             f"step {step}: the loss is {loss} and the norm of its gradient {norm}{where}; this update was not made. "

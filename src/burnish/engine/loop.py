@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,7 @@ class Run:
     def _draw(self, place: Place, step: int, groups: range) -> _Mine:
         """Samples and their scores, from the weights that the objective wants to draw with."""
         recipe, policy, scorer = self._recipe, place.policy, place.scorer
-
-        def score(part: Rollout) -> Scores:
-            return scored(part, scorer, "reward", step)
-
+        score = partial(scored, scorer=scorer, name="reward", step=step)
         with policy.using(recipe.objective.needs().draw_from), Ahead(score, place.device) as ahead:
             drawn = ahead if recipe.overlap else None
             with lap("draw"):

@@ -158,13 +158,14 @@ class DrawsTogether(Policy):
         self._policy, self._ranks = policy, ranks
 
     def sample(self, prompts: Sequence[Prompt], plan: Plan, noise: Noise) -> Rollout:
-        unit, number = plan.together, dict[str, int]()
+        unit = plan.together
         if len(prompts) // unit < self._ranks.count:  # too few to share: every process draws them all
             return self._policy.sample(prompts, plan, noise)
         units = self._ranks.share(len(prompts) // unit)
         at = torch.arange(units.start * unit, units.stop * unit)
         mine = self._policy.sample([prompts[i] for i in at.tolist()], plan, noise.of(at))
         drawn = concatenate(self._ranks.gathered(replace(mine, plan=Plan())))
+        number: dict[str, int] = {}
         group = torch.tensor([number.setdefault(p.id, len(number)) for p in prompts]).to(drawn.group)
         return replace(drawn, plan=plan, group=group)
 

@@ -40,6 +40,13 @@ def group_std(
     return (squares / (_spread(valid.long(), index) - ddof).clamp(min=1)).sqrt()
 
 
+def group_normed(
+    values: Float[Tensor, " b"], group: Int[Tensor, " b"], valid: Bool[Tensor, " b"], eps: float
+) -> Float[Tensor, " b"]:
+    """(R_i - mean) / (std + eps) within the group, float64 and ddof 1. DeepSeekMath 2024, section 4.1."""
+    return group_centred(values, group, valid) / (group_std(values, group, valid) + eps)
+
+
 def leave_one_out(
     values: Float[Tensor, " b"], group: Int[Tensor, " b"], valid: Bool[Tensor, " b"]
 ) -> Float[Tensor, " b"]:

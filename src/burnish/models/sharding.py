@@ -39,18 +39,18 @@ def divided(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
     """All of a tensor, in every process. All of them ask for it."""
     return tensor.full_tensor() if divided(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def held(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor; the same storage."""
     return tensor.to_local() if divided(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def part(tensor: Tensor, like: Tensor) -> Tensor:
-    """Divided as another tensor of the same shape is, if it is; each process takes its rows of its own whole."""
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Divided as another tensor of the same shape is, if it is; each process takes its rows of its own copy of all."""
     if not divided(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -61,7 +61,7 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
 
 def kept(tensor: Tensor) -> Tensor:
     """A fresh copy on the CPU. Of a divided tensor the first process has all, and the others nothing."""
-    everything = whole(tensor)
+    everything = full(tensor)
     if divided(tensor) and torch.distributed.get_rank():
         return torch.empty(0)
     return everything.to("cpu", copy=True).contiguous()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from burnish.core import Copy, Policy
-from burnish.models.sharding import divided, kept, part
+from burnish.models.sharding import divided, kept, shard_like
 
 
 class Copies:
@@ -139,7 +139,7 @@ class Copies:
                 raise ValueError(f"the saved {key!r} is {was}, here it is {here}")
         with torch.no_grad():
             for key, tensor in ours.items():
-                tensor.copy_(part(state[key], like=tensor))
+                tensor.copy_(shard_like(state[key], like=tensor))
 
     def _switched_off(self, name: str, rule: Copy) -> bool:
         return self._off is not None and name == "reference" and rule.decay is None and not rule.renewed
