@@ -6,8 +6,8 @@
 
 A run gets as many steps as spend `--budget` evaluations of the network: states drawn through, and states that an
 update asks about, the reference's and older weights' too. A first run of one step tells what a step costs; where steps
-differ so much that a run spends a tenth more or less than it should, it is made again. Seconds are those of drawing,
-scoring and updating, without loading and evaluations; `--jobs` runs share the machine at a time.
+differ so much that a run spends a tenth more or less than it should, it is made again. Seconds are of the processor, in
+drawing, scoring and updating, without loading and evaluations: what else runs on the machine does not count.
 What a run came to is kept in docs/evidence/scoreboard.json: a table can be gone on with on another machine.
 """
 
@@ -119,7 +119,7 @@ def result(folder: Path) -> dict[str, Any]:
     curve = []
     for line in lines(folder):
         evaluations += spent(line)
-        seconds += sum(line.get(f"{stage}/seconds", 0.0) for stage in ("draw", "score", "update"))
+        seconds += line.get("step/cpu_seconds", 0.0)
         if f"eval/{SUITE}_verified" in line:
             point = {what: round(line[f"eval/{SUITE}_{what}"], 4) for what in ("verified", "reward", "diversity")}
             curve.append({"step": line["step"], "evaluations": evaluations, "seconds": round(seconds, 1), **point})
@@ -219,11 +219,11 @@ def table(kept: dict[str, Any]) -> str:
 
 INTRODUCTION = """Made by `python benchmarks/scoreboard.py run --seeds 0 1 2` and `table`. Verified success of 300
 samples of held-out prompts, before and after the same number of network evaluations ({:.1f} thousand or a step more),
-with the 95 % paired interval over all seeds, clustered by prompt; then the gain when {:.0f} seconds had been spent,
-between two passes in proportion. Trained reward: the gain, on the same held-out prompts, of what the recipe optimises,
-which is the share of the truth that is met, or the score of its CLIP (alignprop, draft, refl, pref_grpo). Diversity is
-that of two samples of a prompt; distance is E |v - v_0|^2 / E |v_0|^2 along the base's draws. Models of Stable
-Diffusion's and of Stable Diffusion 3's format begin from different success: compare within one kind."""
+with the 95 % paired interval over all seeds, clustered by prompt; then the gain when {:.0f} seconds of a core had been
+spent, between two passes in proportion. Trained reward: the gain, on the same held-out prompts, of what the recipe
+optimises, which is the share of the truth that is met, or the score of its CLIP (alignprop, draft, refl, pref_grpo).
+Diversity is that of two samples of a prompt; distance is E |v - v_0|^2 / E |v_0|^2 along the base's draws. Models of
+Stable Diffusion's and of Stable Diffusion 3's format begin from different success: compare within one kind."""
 
 
 def bits(text: str) -> np.ndarray:

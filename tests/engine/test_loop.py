@@ -53,7 +53,14 @@ def test_every_step_has_a_line_and_evaluations_are_in_theirs(finished: tuple[Pat
     assert [line["step"] for line in lines] == list(range(41))
     assert [line["step"] for line in lines if "eval/heldout_verified" in line] == [0, 15, 30, 40]
     first = lines[1]
-    for name in ("draw/seconds", "draw/images_per_second", "draw/entropy", "score/seconds", "update/seconds"):
+    for name in (
+        "draw/seconds",
+        "draw/images_per_second",
+        "draw/entropy",
+        "score/seconds",
+        "update/seconds",
+        "step/cpu_seconds",
+    ):
         assert first[name] > 0, name
     assert first["score/invalid"] == 0 and first["update/law_gap"] < 1e-6
     assert first["measure/again_mean"] == first["score/brightness_mean"] == first["score/total_mean"]

@@ -118,6 +118,7 @@ class Run:
 
     def _turn(self, place: Place, step: int, laps: Laps) -> None:
         recipe, last, ranks = self._recipe, self._recipe.steps, place.ranks
+        began = time.process_time()
         mine, batch, metrics = self._drawn(place, step, laps)
         before, waited = place.policy.evaluations, laps.seconds("wait")
         own = None if ranks.count == 1 else _own(batch, mine)  # alone, all are
@@ -125,6 +126,7 @@ class Run:
             metrics |= place.learner.update(place.objective, batch, place.scorer, step, own)
         metrics |= place.memories.metrics()
         metrics["update/seconds"] = laps.seconds("update")
+        metrics["step/cpu_seconds"] = sum(ranks.gathered(time.process_time() - began))  # of all threads
         if ranks.count > 1:
             metrics["update/wait_seconds"] = laps.seconds("wait") - waited
         if evaluations := sum(ranks.gathered(place.policy.evaluations - before)):

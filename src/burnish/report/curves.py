@@ -141,6 +141,12 @@ GROUPS: Sequence[tuple[str, Sequence[Curve]]] = (
         "Time",
         (
             Curve("Seconds by stage", "Of each step, stacked.", ("*/seconds",), zero=True, stacked=True, wide=True),
+            Curve(
+                "Processor",
+                "Seconds of all cores in drawing, scoring and updating. If few, the step waited, or a GPU worked.",
+                ("step/cpu_seconds",),
+                zero=True,
+            ),
             Curve("Pictures a second", "While drawing.", ("draw/images_per_second",), zero=True),
         ),
     ),
