@@ -30,8 +30,8 @@ def test_laps_lie_within_one_another_and_beside():
         slept("inner")
         slept("inner")
         other.join()
-    inner, outer = laps.seconds("inner"), laps.seconds("outer")
-    assert 0.02 <= inner <= outer and laps.seconds("nothing") == 0
+    inner, outer = laps.spent("inner"), laps.spent("outer")
+    assert 0.02 <= inner <= outer and laps.spent("nothing") == 0
     beside = next(one for one in laps.ended if one.name == "beside")
     first = next(one for one in laps.ended if one.name == "inner")
     assert beside.start < first.end and first.start < beside.end

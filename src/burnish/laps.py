@@ -1,18 +1,20 @@
-"""Where the time of a step goes: named stretches of the clock, on whichever thread they were."""
+"""Where the time of a step goes, or its work: named stretches of a clock, on whichever thread they were."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
+from burnish.machine import settle
+
 
 @dataclass(frozen=True)
 class Lap:
-    """A stretch, in seconds since its `Laps` began."""
+    """A stretch, in seconds since its `Laps` began, or in what else its clock counts."""
 
     name: str
     start: float
@@ -24,27 +26,30 @@ class Laps:
     """Stretches that have ended, in the order of their ends. They may lie within one another, and side by side."""
 
     device: torch.device | None = None  # whose work belongs to the stretch in which it was asked for
-    began: float = field(default_factory=time.perf_counter)
+    clock: Callable[[], float] = time.perf_counter
     ended: list[Lap] = field(default_factory=list)
 
-    def now(self) -> float:
-        """Seconds since the beginning, once the device has done what it was given."""
-        if self.device and self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter() - self.began
+    def __post_init__(self) -> None:
+        self._began = self.clock()
 
-    def seconds(self, name: str) -> float:
+    def now(self) -> float:
+        """What the clock counted since the beginning, once the device has done what it was given."""
+        if self.device:
+            settle(self.device)
+        return self.clock() - self._began
+
+    def spent(self, name: str) -> float:
         """All stretches of that name together; those of two threads count twice."""
         return sum(lap.end - lap.start for lap in self.ended if lap.name == name)
 
 
-_kept: list[Laps] = []  # the innermost `recorded` block last
+_kept: list[Laps] = []  # of the `recorded` blocks that are open
 
 
 @contextmanager
-def recorded(device: torch.device | None = None) -> Iterator[Laps]:
+def recorded(device: torch.device | None = None, clock: Callable[[], float] = time.perf_counter) -> Iterator[Laps]:
     """A block whose laps are kept, of all threads."""
-    laps = Laps(device)
+    laps = Laps(device, clock)
     _kept.append(laps)
     try:
         yield laps
@@ -54,13 +59,10 @@ def recorded(device: torch.device | None = None) -> Iterator[Laps]:
 
 @contextmanager
 def lap(name: str) -> Iterator[None]:
-    """A stretch with this name, kept if a block records."""
-    if not _kept:
-        yield
-        return
-    laps = _kept[-1]
-    start = laps.now()
+    """A stretch with this name, kept by every block that records."""
+    starts = [(laps, laps.now()) for laps in _kept]
     try:
         yield
     finally:
-        laps.ended.append(Lap(name, start, laps.now()))
+        for laps, start in starts:
+            laps.ended.append(Lap(name, start, laps.now()))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from burnish.cli import check, config, evaluate, listing, report, sample, train, world
+from burnish.cli import bench, check, config, evaluate, listing, report, sample, train, world
 
 app = typer.Typer(
     name="burnish",
@@ -22,6 +22,7 @@ app.command(name="train")(train.train)
 app.command(name="sample")(sample.sample)
 app.command(name="evaluate")(evaluate.evaluate)
 app.command(name="check")(check.check)
+app.command(name="bench")(bench.bench)
 app.command(name="config")(config.config)
 app.command(name="list")(listing.show)
 app.command(name="report")(report.report)

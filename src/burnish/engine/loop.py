@@ -74,7 +74,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter
 
 
 @dataclass(frozen=True)
-class _Mine:
+class Drawn:
     """What this process has drawn of a step."""
 
     found: Scored
@@ -111,26 +111,14 @@ class Run:
             self._reporter.summary(summary(self._folder, recipe.suites, recipe.steps, seconds))
 
     def _step(self, place: Place, step: int) -> None:
-        """One turn: draw, score, weigh, update; then report, evaluate and save what is due."""
         with recorded(place.device) as laps:
             self._turn(place, step, laps)
         self._reporter.timeline(step, laps)
 
     def _turn(self, place: Place, step: int, laps: Laps) -> None:
+        """One step; then report, evaluate and save what is due."""
         recipe, last, ranks = self._recipe, self._recipe.steps, place.ranks
-        began = time.process_time()
-        mine, batch, metrics = self._drawn(place, step, laps)
-        before, waited = place.policy.evaluations, laps.seconds("wait")
-        own = None if ranks.count == 1 else _own(batch, mine)  # alone, all are
-        with lap("update"):
-            metrics |= place.learner.update(place.objective, batch, place.scorer, step, own)
-        metrics |= place.memories.metrics()
-        metrics["update/seconds"] = laps.seconds("update")
-        metrics["step/cpu_seconds"] = sum(ranks.gathered(time.process_time() - began))  # of all threads
-        if ranks.count > 1:
-            metrics["update/wait_seconds"] = laps.seconds("wait") - waited
-        if evaluations := sum(ranks.gathered(place.policy.evaluations - before)):
-            metrics["update/evaluations"] = float(evaluations)
+        mine, batch, metrics = self.learn(place, step, laps)
         with lap("measure"):
             measures = {name: self._measured(place, mine, name, step) for name in place.measures}
         for name, values in measures.items():
@@ -149,7 +137,24 @@ class Run:
         if step < last:
             self._stop_if_asked(asked, step)
 
-    def _drawn(self, place: Place, step: int, laps: Laps) -> tuple[_Mine | None, Batch, dict[str, float]]:
+    def learn(self, place: Place, step: int, laps: Laps) -> tuple[Drawn | None, Batch, dict[str, float]]:
+        """Draw, score, weigh and update: what this process drew, the batch of all, and the metrics of the step."""
+        ranks, began = place.ranks, time.process_time()
+        mine, batch, metrics = self._drawn(place, step, laps)
+        before, waited = place.policy.evaluations, laps.spent("wait")
+        own = None if ranks.count == 1 else _own(batch, mine)  # alone, all are
+        with lap("update"):
+            metrics |= place.learner.update(place.objective, batch, place.scorer, step, own)
+        metrics |= place.memories.metrics()
+        metrics["update/seconds"] = laps.spent("update")
+        metrics["step/cpu_seconds"] = sum(ranks.gathered(time.process_time() - began))  # of all threads
+        if ranks.count > 1:
+            metrics["update/wait_seconds"] = laps.spent("wait") - waited
+        if evaluations := sum(ranks.gathered(place.policy.evaluations - before)):
+            metrics["update/evaluations"] = float(evaluations)
+        return mine, batch, metrics
+
+    def _drawn(self, place: Place, step: int, laps: Laps) -> tuple[Drawn | None, Batch, dict[str, float]]:
         """What is drawn here, and the batch of all processes, weighed, with its metrics."""
         recipe, ranks = self._recipe, place.ranks
         asked = len(recipe.source.prompts_at(step, recipe.seed))
@@ -163,7 +168,7 @@ class Run:
         keep = rows(ranks, mine and mine.found.keep)
         told = mine and (mine.first, mine.found.flat, mine.found.drawn, mine.evaluations, mine.seen)
         first, flat, drawn, evaluations, seen = zip(*(one for one in ranks.gathered(told) if one), strict=True)
-        own = {name: laps.seconds(name) for name in ("draw", "decode", "score", "scoring", "wait")}
+        own = {name: laps.spent(name) for name in ("draw", "decode", "score", "scoring", "wait")}
         times = ranks.gathered(own)  # of a stage: as long as the slowest takes
         slowest = {name: max(one[name] for one in times) for name in own}
         batch = Batch(rollout, scores, place.advantage(scores, rollout), keep, recipe.seed, step)
@@ -187,7 +192,7 @@ class Run:
             },
         )
 
-    def _draw(self, place: Place, step: int, groups: range) -> _Mine:
+    def _draw(self, place: Place, step: int, groups: range) -> Drawn:
         """Samples and their scores, from the weights that the objective wants to draw with."""
         recipe, policy, scorer = self._recipe, place.policy, place.scorer
         score = partial(scored, scorer=scorer, name="reward", step=step)
@@ -202,9 +207,9 @@ class Run:
             seen = glance(found.rollout.media, found.rollout.group)
             annotated = place.learner.annotate(found.rollout, recipe.advantage.reads_reference)
         evaluations = 0.0 if rollout.evaluations is None else float(rollout.evaluations.sum())
-        return _Mine(replace(found, rollout=annotated), len(rollout), evaluations, seen)
+        return Drawn(replace(found, rollout=annotated), len(rollout), evaluations, seen)
 
-    def _measured(self, place: Place, mine: _Mine | None, name: str, step: int) -> Scores:
+    def _measured(self, place: Place, mine: Drawn | None, name: str, step: int) -> Scores:
         """What a measure says of the whole step."""
         here = mine and scored(mine.found.rollout, place.measures[name], f"measures.{name}", step)
         return concatenate([one for one in place.ranks.gathered(here) if one is not None])
@@ -268,7 +273,7 @@ def _start(folder: Path, facts: Mapping[str, Any], resume: bool) -> Checkpoint |
     return checkpoint.read(newest) if newest else None
 
 
-def _own(batch: Batch, mine: _Mine | None) -> Batch:
+def _own(batch: Batch, mine: Drawn | None) -> Batch:
     """The samples of a batch that this process drew, with what is large."""
     if mine is None:
         return take(batch, torch.empty(0, dtype=torch.long))

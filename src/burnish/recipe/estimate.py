@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
 
 from burnish.core import Copy, Footprint, Sized
+from burnish.machine import matrix_rate
 from burnish.recipe.check import samples
 from burnish.recipe.recipe import Recipe
 from burnish.types import Plan, TokenPlan
@@ -16,7 +16,6 @@ FLOAT = 4  # bytes of a float32
 KEPT_A_LAYER = (
     22  # numbers of hidden width that a token and a layer keep for the backward pass (attention 8, SwiGLU 14)
 )
-PROBE = 0.2  # seconds of matrix products
 
 
 @dataclass(frozen=True)
@@ -92,16 +91,3 @@ def _rows_at_once(recipe: Recipe) -> int:
 
     data = encode(recipe.source)
     return next(iter(data.values())).get("rows", 0) if isinstance(data, dict) else 0
-
-
-def matrix_rate(dtype: torch.dtype, side: int = 1024) -> float:
-    """Multiply-adds a second of square matrix products on the machine's first device, measured for a moment."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    a = torch.randn(side, side, device=device).to(dtype)
-    (a @ a)[0, 0].item()  # the first product loads kernels
-    fastest, start = float("inf"), time.perf_counter()
-    while time.perf_counter() - start < PROBE:
-        began = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for the device
-        fastest = min(fastest, time.perf_counter() - began)  # the slower ones measure the machine's other users
-    return side**3 / fastest

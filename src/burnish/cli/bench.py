@@ -1,0 +1,98 @@
+"""`burnish bench`: what a step of a recipe costs on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from burnish.cli.words import Changes, RecipeName
+
+if TYPE_CHECKING:
+    from burnish.engine.bench import Bench
+
+
+def bench(
+    recipe: RecipeName,
+    changes: Changes = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed; their median counts.")] = 5,
+    vary: Annotated[
+        str, typer.Option(metavar="PATH=A,B,...", help="Measure at each of these values: how does the time grow?")
+    ] = "",
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Keep everything as JSON.")] = None,
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep it as a page, with a roofline.")] = None,
+) -> None:
+    """Time the steps of a recipe, and count what they do, beside what the machine can do. Writes no run."""
+    from burnish.engine.bench import bench as measured
+    from burnish.engine.bench import growth
+    from burnish.engine.ranks import leads
+    from burnish.recipe.check import require
+    from burnish.recipe.read import read
+    from burnish.report import bench as report
+
+    path, values = _varied(vary)
+    settings = [[*(changes or ()), *([f"{path}={value}"] if path else [])] for value in values]
+    recipes = [read(recipe, asked) for asked in settings]
+    for one in recipes:
+        require(one)
+    found: list[Bench] = []
+    for asked, one in zip(settings, recipes, strict=True):
+        if taken := measured(one, steps):
+            found.append(taken)
+            print("\n".join(said(" ".join([recipe, *asked]), taken)), flush=True)
+    if not leads():
+        return
+    told = {"recipe": recipe, "changes": changes or [], "benches": [taken.as_dict() for taken in found]}
+    if path:
+        sizes = [float(value) for value in values]
+        clock = "cpu_seconds" if found[0].device == "cpu" else "seconds"  # what else runs here does not count
+        grown = {
+            name: growth(sizes, [getattr(taken.stages[name], clock) for taken in found]) for name in ("draw", "update")
+        }
+        told |= {"vary": path, "values": sizes, "clock": clock, "growth": grown}
+        print(
+            f"{clock.replace('_', ' ')} grow as {path} to the power of "
+            + ", ".join(f"{p:.2f} ({name})" for name, p in grown.items())
+        )
+    if out:
+        out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    if page:
+        page.write_text(report.render(told), encoding="utf-8")
+
+
+def _varied(asked: str) -> tuple[str, list[str]]:
+    """Path and values of --vary. Raises ValueError for fewer than two numbers above 0."""
+    if not asked:
+        return "", [""]
+    path, _, values = asked.partition("=")
+    numbers = values.split(",")
+    try:
+        fine = len(set(numbers)) > 1 and all(float(value) > 0 for value in numbers)
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ValueError(f"--vary {asked}: write PATH=A,B,... with two different numbers or more, all above 0")
+    return path, numbers
+
+
+def said(name: str, taken: Bench) -> list[str]:
+    """Lines for a terminal."""
+    network = f", {taken.evaluations:.0f} evaluations of the network" if taken.evaluations else ""
+    several = f"{taken.processes} processes, " if taken.processes > 1 else ""
+    heads = ("seconds", "of cores", "images/s", "G operations", "of the rate", "GB moved", "of copying")
+    lines = [
+        f"{name}: {several}{taken.device}, {taken.threads} thread{'s' * (taken.threads > 1)}",
+        f"    {taken.images} images a step{network}; median of {taken.steps} steps",
+        f"    {'':<8}{''.join(f'{head:>13}' for head in heads)}",
+    ]
+    for stage, one in taken.stages.items():
+        pace = taken.images / one.seconds if one.seconds else 0.0
+        cells = [f"{one.seconds:.3f}", f"{one.cpu_seconds:.3f}", f"{pace:.2f}", f"{one.operations / 1e9:.1f}"]
+        cells += [f"{100 * taken.share_of_rate(one):.1f} %", f"{one.traffic / 1e9:.2f}"]
+        cells += [f"{100 * taken.share_of_traffic(one):.1f} %"]
+        lines.append(f"    {stage:<8}{''.join(f'{cell:>13}' for cell in cells)}")
+    rates = f"{taken.matrix_rate / 1e9:.0f} G operations a second in {taken.arithmetic}, "
+    rates += f"{taken.memory_rate / 1e9:.1f} GB a second copied"
+    return [*lines, f"    memory {taken.memory / 1e9:.2f} GB; the best here: {rates}"]

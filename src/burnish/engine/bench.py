@@ -1,0 +1,208 @@
+"""What a step of a recipe costs here, beside what the machine can do: `burnish bench`.
+
+Steps are those of a run, by the run's own code, with nothing written down. The first one warms up, some are timed, and
+one more is counted, operation by operation.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from burnish.engine.interruption import interruptible
+from burnish.engine.layouts.chosen import layout
+from burnish.engine.layouts.local import Place
+from burnish.engine.loop import Run
+from burnish.engine.reporter import Nowhere
+from burnish.laps import recorded
+from burnish.machine import forget_peak, matrix_rate, memory_rate, peak, resident
+from burnish.recipe.recipe import Recipe
+
+STAGES = ("draw", "decode", "score", "update")  # decoding is within drawing
+WHOLE = ("draw", "score", "update")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a step. Operations and traffic are sums over processes."""
+
+    seconds: float  # the median of the timed steps
+    cpu_seconds: float  # of all cores; the same
+    operations: float  # of matrix products, convolutions and attention; a multiply-add is two
+    traffic: float  # bytes that tensor operations read and write, as if nothing stayed in a cache
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A recipe on a machine."""
+
+    device: str
+    threads: int  # of torch, in each process
+    processes: int
+    images: int  # drawn in a step
+    steps: int  # timed
+    stages: Mapping[str, Stage]  # and "step", which is drawing, scoring and updating
+    evaluations: float  # of a denoiser's network, a step; 0 of a raster model
+    memory: int  # bytes: the most that was held, of the process that held most, less what was held before
+    arithmetic: str  # type of the numbers in most of its matrix products
+    matrix_rate: float  # operations a second of the best matrix products here, of all processes together
+    memory_rate: float  # bytes a second of copying
+
+    def share_of_rate(self, stage: Stage) -> float:
+        return stage.operations / self.matrix_rate / stage.seconds if stage.seconds else 0.0
+
+    def share_of_traffic(self, stage: Stage) -> float:
+        return stage.traffic / self.memory_rate / stage.seconds if stage.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        told = {
+            name: {
+                **asdict(stage),
+                "images_per_second": self.images / stage.seconds if stage.seconds else None,
+                "share_of_matrix_rate": self.share_of_rate(stage),
+                "share_of_memory_rate": self.share_of_traffic(stage),
+            }
+            for name, stage in self.stages.items()
+        }
+        return {**asdict(self), "stages": told}
+
+
+class Work(TorchDispatchMode):
+    """Counts what tensor operations of this thread do while it is entered, backward passes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_type: dict[torch.dtype, float] = {}  # operations of matrix products and their like
+        self.traffic = 0.0  # bytes read and written, of everything but views of what is there
+
+    @property
+    def operations(self) -> float:
+        return sum(self.by_type.values())
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        known = func._overloadpacket in COUNTED
+        if not known and func is not torch.ops.prim.device.default:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if known:
+            dtype = next(one.dtype for one in tree_leaves(args) if isinstance(one, Tensor))
+            count = float(COUNTED[func._overloadpacket](*args, **kwargs, out_val=out))
+            self.by_type[dtype] = self.by_type.get(dtype, 0.0) + count
+        given, made = ([one for one in tree_leaves(tree) if isinstance(one, Tensor)] for tree in ((args, kwargs), out))
+        if func._schema.is_mutable or not {_storage(one) for one in made} <= {_storage(one) for one in given}:
+            self.traffic += sum(one.numel() * one.element_size() for one in (*given, *made))
+        return out
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_back(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+
+
+COUNTED = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back,
+}
+
+
+def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
+    """Measure a recipe: `steps` of its steps are timed, after one. None in a process that does not lead.
+
+    Raises ValueError for weights and rewards that are not what they should be.
+    """
+    recipe = replace(
+        recipe, steps=steps + 3, evaluate_every=0, checkpoint_every=0, samples_every=0, suites={}, measures={}
+    )
+    with layout() as chosen, interruptible() as interruption:
+        held = resident()
+        place = chosen.build(recipe)
+        run = Run(recipe, Path(), Nowhere(), interruption)
+        _step(run, place, 1, {})
+        forget_peak(place.device)
+        clocks = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
+        timed = [_step(run, place, 2 + number, clocks) for number in range(steps)]
+        most = peak(place.device) - (0 if place.device.type == "cuda" else held)
+        alone = Run(replace(recipe, overlap=False), Path(), Nowhere(), interruption)  # other threads are not counted
+        with Work() as work:
+            clocks = {"operations": lambda: work.operations, "traffic": lambda: work.traffic}
+            counted, metrics = _step(alone, place, steps + 2, clocks)
+        dtype = max(work.by_type, key=work.by_type.__getitem__, default=torch.float32)
+        rates = 2 * matrix_rate(dtype, place.device), memory_rate(place.device)
+        found = place.ranks.gathered((most, rates, counted, [laps for laps, _ in timed]))
+        if not place.ranks.leads:
+            return None
+    most, rates, counted, timed = zip(*found, strict=True)
+
+    def median(names: Sequence[str], what: str, over: Callable[[Iterable[float]], float]) -> float:
+        """Of the timed steps: of the slowest process, or of all together."""
+        each = [[sum(laps[name][what] for name in names) for laps in laps_of_steps] for laps_of_steps in timed]
+        return statistics.median(over(step) for step in zip(*each, strict=True))
+
+    cuda = place.device.type == "cuda"
+    return Bench(
+        device=torch.cuda.get_device_name(place.device) if cuda else str(place.device),
+        threads=torch.get_num_threads(),
+        processes=place.ranks.count,
+        images=round(metrics["draw/samples"]),
+        steps=steps,
+        stages={
+            name: Stage(
+                seconds=median(names, "seconds", max),
+                cpu_seconds=median(names, "cpu_seconds", sum),
+                operations=sum(one[stage]["operations"] for one in counted for stage in names),
+                traffic=sum(one[stage]["traffic"] for one in counted for stage in names),
+            )
+            for name, names in {**{stage: (stage,) for stage in STAGES}, "step": WHOLE}.items()
+        },
+        evaluations=metrics.get("draw/evaluations", 0.0) + metrics.get("update/evaluations", 0.0),
+        memory=max(most),
+        arithmetic=str(dtype).removeprefix("torch."),
+        matrix_rate=sum(rate for rate, _ in rates),
+        memory_rate=sum(rate for _, rate in rates),
+    )
+
+
+def _step(
+    run: Run, place: Place, step: int, clocks: Mapping[str, Callable[[], float]]
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """A step: what each clock counted in each stage here, and the metrics."""
+    with ExitStack() as stack:
+        kept = {name: stack.enter_context(recorded(place.device, clock)) for name, clock in clocks.items()}
+        laps = stack.enter_context(recorded(place.device))
+        metrics = run.learn(place, step, laps)[2]
+    return {stage: {name: laps.spent(stage) for name, laps in kept.items()} for stage in STAGES}, metrics
+
+
+def growth(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """The exponent p of seconds = c * size^p that fits best, in logarithms. Raises ValueError for too few sizes."""
+    if len(set(sizes)) < 2 or min(*sizes, *seconds) <= 0:
+        raise ValueError(f"growth needs two sizes at least, and all above 0; got {list(sizes)} and {list(seconds)}")
+    x, y = ([math.log(value) for value in values] for values in (sizes, seconds))
+    return statistics.linear_regression(x, y).slope

@@ -1,0 +1,203 @@
+"""What a step costs: operations and bytes counted by hand, seconds by more than one clock, growth, and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_diffusers as tiny
+import torch
+import torch.nn.functional as F
+import toys
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from toy_run import recipe
+
+from burnish.cli.main import main
+from burnish.engine.bench import Bench, Stage, Work, bench, growth
+from burnish.formulas.noise import Noise
+from burnish.laps import lap, recorded
+from burnish.machine import forget_peak, matrix_rate, memory_rate, peak, resident
+from burnish.report.bench import render
+
+FLOAT = 4
+
+
+def test_a_product_by_hand():
+    a, b = torch.randn(2, 3), torch.randn(3, 4)
+    with Work() as work:
+        a @ b
+    assert work.by_type == {torch.float32: 2 * 2 * 3 * 4}
+    assert work.traffic == FLOAT * (6 + 12 + 8)
+    with Work() as work:
+        (a @ b).T.reshape(2, 4)[:1].unsqueeze(0)
+    assert work.traffic == FLOAT * (6 + 12 + 8) + 2 * FLOAT * 8  # a transposed matrix is copied; views are free
+
+
+def test_a_backward_pass_is_twice_the_forward_one():
+    a, b = torch.randn(5, 3, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    with Work() as work:
+        (a @ b).sum().backward()
+    assert work.operations == 3 * 2 * 5 * 3 * 4
+
+
+def test_attention_is_counted_where_a_processor_fuses_it():
+    q, k, v = (torch.randn(1, 2, 6, 8, requires_grad=True) for _ in range(3))
+    product = 2 * 2 * 6 * 6 * 8  # two heads
+    with Work() as work:
+        out = F.scaled_dot_product_attention(q, k, v)
+        assert work.operations == 2 * product
+        out.sum().backward()
+    assert work.operations == 2 * product + 5 * product  # scores again, and four products
+
+
+@pytest.mark.parametrize("kind", ["sd3", "sd"])
+def test_a_real_network_against_torchs_own_counter(tmp_path: Path, kind: str):
+    """With attention written out: torch's does not know what a processor fuses."""
+    policy = getattr(tiny, kind)(tmp_path).load(torch.device("cpu"))
+    prompts = tiny.prompts(2)
+    x = Noise(0, 1, tuple(range(len(prompts))), "x").normal(policy.network.shape, "x")
+
+    def once() -> None:
+        policy.velocity(x, torch.full((len(x),), 0.5), prompts).sum().backward()
+
+    with sdpa_kernel(SDPBackend.MATH):
+        once()  # texts are encoded
+        with Work() as work:
+            once()
+        with FlopCounterMode(display=False) as theirs:
+            once()
+    assert work.operations == theirs.get_total_flops() > 0
+    assert work.traffic > 3 * FLOAT * sum(weight.numel() for _, weight in policy.parameters())
+
+
+def test_stretches_are_counted_by_every_clock():
+    with Work() as work, recorded(clock=lambda: work.operations) as operations, recorded() as seconds:
+        with lap("small"):
+            torch.randn(2, 2) @ torch.randn(2, 2)
+        with lap("large"):
+            torch.randn(4, 4) @ torch.randn(4, 4)
+            time.sleep(0.01)
+    assert (operations.spent("small"), operations.spent("large")) == (16, 128)
+    assert seconds.spent("large") >= 0.01
+
+
+def test_a_recipe_is_measured_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    found = bench(recipe(reward=toys.Brightness(pause=0.02)), steps=2)
+    assert isinstance(found, Bench) and not list(tmp_path.iterdir())
+    assert (found.images, found.steps, found.processes, found.evaluations) == (24, 2, 1, 0)
+    assert found.stages["score"].seconds >= 0.02 > found.stages["score"].cpu_seconds  # it slept
+    parts = sum(found.stages[name].seconds for name in ("draw", "score", "update"))
+    assert found.stages["step"].seconds == pytest.approx(parts, rel=0.2)
+    assert found.matrix_rate > 1e8 and found.memory_rate > 1e7 and found.arithmetic.startswith("float")
+    assert bench(recipe(overlap=True), steps=1) is not None
+
+
+def test_evaluations_and_operations_grow_with_the_group(tmp_path: Path):
+    from burnish.plans.all_steps import AllSteps
+    from burnish.recipe.read import read
+
+    (tmp_path / "prompts.txt").write_text("".join(f"{text}\n" for text in tiny.TEXTS))
+    whole = read("flow_grpo")
+    policy = tiny.sd3(tmp_path / "weights")
+    source = replace(whole.source, prompts=str(tmp_path / "prompts.txt"), per_step=2)
+    assert isinstance(source.plan, AllSteps)
+
+    def at(group: int) -> Bench:
+        plan = replace(source.plan, group=group, steps=2, evaluation_steps=2)
+        changed = replace(
+            whole, policy=policy, source=replace(source, plan=plan), reward=toys.Brightness(), device="cpu"
+        )
+        found = bench(replace(changed, optim=replace(whole.optim, micro=0, minibatches=1)), steps=1)
+        assert found is not None
+        return found
+
+    small, large = at(2), at(4)
+    assert large.images == 2 * small.images and large.evaluations == 2 * small.evaluations
+    sizes = [2, 4]
+    for stage in ("draw", "decode", "update"):
+        operations = [one.stages[stage].operations for one in (small, large)]
+        assert growth(sizes, operations) == pytest.approx(1, abs=0.05), stage
+    assert small.stages["decode"].operations < small.stages["draw"].operations < small.stages["step"].operations
+
+
+def test_growth_by_hand():
+    assert growth([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    assert growth([8, 2], [5, 5]) == pytest.approx(0)
+    for sizes, seconds in (([1], [1]), ([2, 2], [1, 3]), ([1, 2], [0, 1])):
+        with pytest.raises(ValueError, match="growth needs two sizes"):
+            growth(sizes, seconds)
+
+
+def test_shares_by_hand():
+    stage = Stage(seconds=2.0, cpu_seconds=4.0, operations=6e9, traffic=1e9)
+    found = Bench("cpu", 2, 1, 10, 5, {"step": stage}, 0.0, 0, "float32", matrix_rate=30e9, memory_rate=5e9)
+    assert found.share_of_rate(stage) == pytest.approx(0.1) and found.share_of_traffic(stage) == pytest.approx(0.1)
+    assert found.as_dict()["stages"]["step"]["images_per_second"] == 5
+
+
+def test_what_a_machine_can_do():
+    device = torch.device("cpu")
+    assert matrix_rate(torch.float32, device, side=128) > 1e8
+    assert 1e8 < memory_rate(device, size=2**24) < 1e13
+    before = resident()
+    forget_peak(device)
+    torch.ones(2**24)
+    after = peak(device)
+    assert after - before > 0.9 * FLOAT * 2**24
+    forget_peak(device)
+    assert peak(device) < after  # freed, and forgotten
+
+
+def told(values: list[float]) -> dict:
+    stages = {
+        "draw": Stage(1.0, 1.0, 4e9, 2e9),
+        "decode": Stage(0.25, 0.25, 1e9, 1e8),
+        "score": Stage(0.1, 0.1, 0.0, 1e6),
+        "update": Stage(2.0, 2.0, 9e9, 3e9),
+        "step": Stage(3.1, 3.1, 13e9, 5e9),
+    }
+    one = Bench("a <fine> device", 1, 2, 16, 5, stages, 352, 10**9, "float32", 40e9, 8e9).as_dict()
+    facts = {"recipe": "scenes/<x>", "changes": ["a=<b>"], "benches": [one for _ in values or [1]]}
+    grown = {"vary": "a.group", "values": values, "clock": "seconds", "growth": {"draw": 1.02, "update": 0.98}}
+    return {**facts, **(grown if values else {})}
+
+
+def test_the_page_shows_numbers_and_places_under_the_roof():
+    page = render(told([]))
+    assert "<fine>" not in page and "<x>" not in page and "2 processes of 1 thread:" in page
+    for number in ("16.00", "4.000", "8.000", "10.0\u202f%", "25.0\u202f%"):  # images/s, G operations, shares of draw
+        assert number in page, number
+    roof = re.search(r'class="roof" d="M(.*?)"', page)
+    circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', page)
+    assert roof and len(circles) == 4  # scores have no matrix products
+    (_, _), (ridge, top), (_, end) = (map(float, point.split()) for point in roof[1].split("L"))
+    assert top == end and all(float(y) > top for _, y in circles)  # nothing above the roof
+    draw, decode = circles[0], circles[1]
+    assert float(draw[0]) < ridge < float(decode[0])  # 2 and 10 operations a byte, the ridge at 5
+    grown = render(told([2, 4.5]))
+    assert "group 4.5" in grown and "to the power of 1.020 (drawing, with decoding), 0.980 (update)" in grown
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out, page = tmp_path / "bench.json", tmp_path / "bench.html"
+    asked = ["scenes/ar_grpo_c2i", "source.on_policy.per_step=1", "source.on_policy.plan.every_token.group=2"]
+    with pytest.raises(SystemExit) as end:
+        main(["bench", *asked, "--steps", "1", "--json", str(out), "--page", str(page)])
+    said = capsys.readouterr().out
+    assert not end.value.code and "2 images a step; median of 1 steps" in said
+    kept = json.loads(out.read_text())
+    assert kept["changes"] == asked[1:] and kept["benches"][0]["stages"]["draw"]["operations"] > 1e8
+    assert "Roofline" in page.read_text()
+
+
+@pytest.mark.parametrize("vary", ["steps", "steps=1", "steps=1,1", "steps=1,x", "steps=0,1"])
+def test_what_cannot_be_varied(vary: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main(["bench", "scenes/ar_grpo", "--vary", vary])
+    assert end.value.code == 2 and "two different numbers" in capsys.readouterr().err
