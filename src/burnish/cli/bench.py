@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 def bench(
     recipe: RecipeName,
     changes: Changes = None,
+    random: Annotated[
+        bool, typer.Option("--random", help="Weights of random numbers, in the released shape; prompts of the scenes.")
+    ] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed; their median counts.")] = 5,
     vary: Annotated[
         str, typer.Option(metavar="PATH=A,B,...", help="Measure at each of these values: how does the time grow?")
@@ -33,18 +37,28 @@ def bench(
     from burnish.report import bench as report
 
     path, values = _varied(vary)
-    settings = [[*(changes or ()), *([f"{path}={value}"] if path else [])] for value in values]
-    recipes = [read(recipe, asked) for asked in settings]
-    for one in recipes:
-        require(one)
     found: list[Bench] = []
-    for asked, one in zip(settings, recipes, strict=True):
-        if taken := measured(one, steps):
+    for value in values:
+        asked = [*(changes or ()), *([f"{path}={value}"] if path else [])]
+        with TemporaryDirectory() as folder:
+            one = read(recipe, asked)
+            if random:
+                from burnish.making.released import at_random
+
+                one = at_random(one, Path(folder))
+            require(one)
+            taken = measured(one, steps)
+        if taken:
             found.append(taken)
             print("\n".join(said(" ".join([recipe, *asked]), taken)), flush=True)
     if not leads():
         return
-    told = {"recipe": recipe, "changes": changes or [], "benches": [taken.as_dict() for taken in found]}
+    told = {
+        "recipe": recipe,
+        "changes": changes or [],
+        "random": random,
+        "benches": [taken.as_dict() for taken in found],
+    }
     if path:
         sizes = [float(value) for value in values]
         clock = "cpu_seconds" if found[0].device == "cpu" else "seconds"  # what else runs here does not count
