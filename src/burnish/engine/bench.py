@@ -137,9 +137,7 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
 
     Raises ValueError for weights and rewards that are not what they should be.
     """
-    recipe = replace(
-        recipe, steps=steps + 3, evaluate_every=0, checkpoint_every=0, samples_every=0, suites={}, measures={}
-    )
+    recipe = replace(recipe, steps=steps + 2)
     with layout() as chosen, interruptible() as interruption:
         held = resident()
         place = chosen.build(recipe)

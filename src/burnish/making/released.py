@@ -33,7 +33,9 @@ from burnish.worlds.scenes.grammar import vocabulary
 from burnish.worlds.scenes.words import word_tokenizer
 
 PROMPTS = "burnish.worlds.scenes.grammar:evenly"
+CLASSES = "burnish.worlds.scenes.classes:class_prompts"
 CLIP_SLOTS, T5_SLOTS = 77, 512
+UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}  # the rest of 1.5's shape is the class's own
 DECODER = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
 
 
@@ -52,10 +54,11 @@ def at_random(recipe: Recipe, folder: Path) -> Recipe:
     torch.manual_seed(recipe.seed)
     folder.mkdir(parents=True, exist_ok=True)
     policy = maker(recipe.policy, folder)
-    classes = isinstance(policy, LlamaGen) and not policy.text_encoder
-    if isinstance(recipe.source, OnPolicy) and not classes:
-        return replace(recipe, policy=policy, source=replace(recipe.source, prompts=PROMPTS))
-    return replace(recipe, policy=policy)
+    source = recipe.source
+    if isinstance(source, OnPolicy):
+        classes = isinstance(policy, LlamaGen) and not policy.text_encoder
+        source = replace(source, prompts=CLASSES if classes else PROMPTS)
+    return replace(recipe, policy=policy, source=source)
 
 
 def llamagen(spec: LlamaGen, folder: Path) -> LlamaGen:
@@ -125,7 +128,7 @@ def sd(spec: SD, folder: Path) -> SD:
     diffusers = untyped("diffusers")
     noise = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     diffusers.StableDiffusionPipeline(
-        unet=diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768),  # others are the defaults
+        unet=diffusers.UNet2DConditionModel(**UNET),
         scheduler=diffusers.DDIMScheduler(**noise, clip_sample=False),
         vae=_decoder(4, scaling_factor=0.18215),
         text_encoder=_clip(768),
