@@ -34,6 +34,7 @@ class PipelineSettings:
     precision: Precision = "fp32"  # of the arithmetic and of text encoders; trained weights are float32
     lora: Lora | None = None  # train adapters instead of all weights
     recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
+    compile: bool = False  # the network, by torch.compile: minutes at the first step, faster ones from then on
     decode_rows: int = 16  # pictures or videos decoded at once
     decode_precision: Precision = "fp32"  # of the decoder's arithmetic; the law is not touched by it
     tiled_decode: bool = False  # decode in overlapping tiles: less memory for large pictures
@@ -145,6 +146,8 @@ class PipelineNetwork(Network, Generic[S]):
             self.learner.requires_grad_(True)
         if self.spec.recompute:
             self.model.enable_gradient_checkpointing()
+        if self.spec.compile:
+            self.model.compile()
 
     # --- what is foreign ---------------------------------------------------------------------------------------------
 
@@ -222,6 +225,8 @@ class PipelineNetwork(Network, Generic[S]):
         return partial(adapters_off, self.learner) if self.spec.lora else None
 
     def divide(self, mesh: Any) -> None:
+        if self.spec.compile:
+            raise ValueError(f"policy.{self.name}.compile: a network that is divided (shard) is not compiled here")
         shard(self.learner, mesh)
         self._divided = True
 
