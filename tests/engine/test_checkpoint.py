@@ -6,13 +6,15 @@ import json
 import os
 import resource
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from burnish.engine.checkpoint import Checkpoint, latest, read, write
+from burnish.engine import checkpoint
+from burnish.engine.checkpoint import Checkpoint, Writer, latest, read, write
 
 
 def example(step: int, size: int = 6) -> Checkpoint:
@@ -121,3 +123,53 @@ def test_what_a_killed_save_left_is_cleared_and_never_read(tmp_path: Path) -> No
     assert latest(tmp_path) == folder
     write(tmp_path, example(12), keep=2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000004", "step-000012"]
+
+
+def test_what_changes_while_it_is_written_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, real = threading.Event(), checkpoint._fill
+
+    def slow(folder: Path, one: Checkpoint) -> None:
+        assert go.wait(60)
+        real(folder, one)
+
+    monkeypatch.setattr(checkpoint, "_fill", slow)
+    one = example(7)
+    moments = one.optimiser["state"][0]["exp_avg"]
+    weight, moment, random = one.weights["w"].clone(), moments.clone(), one.random.clone()
+    with Writer(tmp_path, keep=2) as writer:
+        writer.write(one)
+        for tensor in (one.weights["w"], moments, one.random):
+            tensor.zero_()
+        writer.look()  # does not wait
+        assert latest(tmp_path) is None
+        go.set()
+    found = read(tmp_path / "checkpoints" / "step-000007")
+    assert torch.equal(found.weights["w"], weight) and torch.equal(found.random, random)
+    assert torch.equal(found.optimiser["state"][0]["exp_avg"], moment)
+    assert found.optimiser["param_groups"] == one.optimiser["param_groups"]
+
+
+def test_they_are_written_in_their_order(tmp_path: Path) -> None:
+    with Writer(tmp_path, keep=2) as writer:
+        for step in (1, 2, 3):
+            writer.write(example(step))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
+
+
+def test_what_could_not_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("in the way")
+
+    def told(ask: str) -> None:
+        with Writer(tmp_path, keep=2) as writer:
+            writer.write(example(1))
+            if ask == "write":
+                writer.write(example(2))
+            while ask == "look":
+                writer.look()
+
+    for ask in ("write", "look", "leave"):
+        with pytest.raises(ValueError, match="could not save"):
+            told(ask)
+    with pytest.raises(KeyError, match="worse"), Writer(tmp_path, keep=2) as writer:
+        writer.write(example(1))
+        raise KeyError("worse")

@@ -19,8 +19,10 @@ import pickle
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -71,6 +73,57 @@ def write(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     for old in _all(run)[: -max(1, keep)]:
         shutil.rmtree(old)
     return final
+
+
+class Writer:
+    """Writes the checkpoints of a run beside its steps: one at a time, in their order, on a thread of its own.
+
+    Leaving the block waits for the one that is being written, and raises what became of it unless worse happened.
+    """
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self._run, self._keep = run, keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._last: Future[Path] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True)
+        if problem is None:
+            self.wait()
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Begin to save it, as it is now: tensors are copied, and may change from here on. Raises as `wait` does."""
+        self.wait()
+        self._last = self._thread.submit(write, self._run, _copied(checkpoint), self._keep)
+
+    def wait(self) -> None:
+        """Until the last one is whole. Raises ValueError if it could not be written."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def look(self) -> None:
+        """Raises what `wait` would if that is known by now, and does not wait."""
+        if self._last is not None and self._last.done():
+            self.wait()
+
+
+def _copied(value: Any) -> Any:
+    """The same in main memory, with tensors that nobody else has."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Checkpoint):
+        return Checkpoint(**{f.name: _copied(getattr(value, f.name)) for f in fields(value)})
+    if isinstance(value, Mapping):
+        return {name: _copied(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(one) for one in value)
+    return value
 
 
 def latest(run: Path) -> Path | None:

@@ -15,7 +15,7 @@ import torch
 
 from burnish.engine import checkpoint
 from burnish.engine.ahead import Ahead
-from burnish.engine.checkpoint import Checkpoint
+from burnish.engine.checkpoint import Checkpoint, Writer
 from burnish.engine.evaluate import evaluate, summary
 from burnish.engine.grids import MOST_TILES
 from burnish.engine.interruption import Interruption, Stopped, interruptible
@@ -101,11 +101,12 @@ class Run:
             torch.set_rng_state(start.random)
             self._reporter.say(f"resumed after step {done}")
         self._began = time.monotonic() - (start.seconds if start else 0.0)
-        if start is None:
-            self._reporter.step(0, self._evaluate(place, 0))
-            self._stop_if_asked(self._asked(place), 0)
-        for step in range(done + 1, recipe.steps + 1):
-            self._step(place, step)
+        with Writer(self._folder, recipe.keep_checkpoints) as self._checkpoints:
+            if start is None:
+                self._reporter.step(0, self._evaluate(place, 0))
+                self._stop_if_asked(self._asked(place), 0)
+            for step in range(done + 1, recipe.steps + 1):
+                self._step(place, step)
         seconds = time.monotonic() - self._began
         if place.ranks.leads:
             self._reporter.summary(summary(self._folder, recipe.suites, recipe.steps, seconds))
@@ -114,6 +115,7 @@ class Run:
         with recorded(place.device) as laps:
             self._turn(place, step, laps)
         self._reporter.timeline(step, laps)
+        self._checkpoints.look()
 
     def _turn(self, place: Place, step: int, laps: Laps) -> None:
         """One step; then report, evaluate and save what is due."""
@@ -238,7 +240,7 @@ class Run:
             place.memories.state(),
         )
         if place.ranks.leads:
-            checkpoint.write(self._folder, state, self._recipe.keep_checkpoints)
+            self._checkpoints.write(state)
 
     def _asked(self, place: Place) -> int | None:
         """The signal that any of the processes was asked to stop by."""
@@ -247,6 +249,7 @@ class Run:
     def _stop_if_asked(self, number: int | None, step: int) -> None:
         if number is None:
             return
+        self._checkpoints.wait()
         kept = f"with a checkpoint in {self._folder}" if step else "before anything was learned"
         sentence = f"stopped after step {step} of {self._recipe.steps}, {kept}; resume the run to go on from there"
         self._reporter.say(sentence)
