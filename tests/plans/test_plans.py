@@ -133,6 +133,11 @@ def test_a_wrong_recipe_names_the_place(data, sentence):
     (lambda: Tree(SDE, forks=(0, 0)), "forks must be one step or more, each once and in order"),
     (lambda: Tree(SDE, forks=(-1, 0)), "forks must be from 0 to 18"),
     (lambda: Tree(SDE, forks=(0, 19)), "forks must be from 0 to 18"),
+    (lambda: Tree(SDE, pruned=(19,)), "pruned: some of the steps drawn at random"),
+    (lambda: Tree(SDE, pruned=(3, 2)), "pruned: some of the steps drawn at random"),
+    (lambda: Tree(SDE, pruned=tuple(range(19))), "pruned: some of the steps drawn at random"),
+    (lambda: Tree(SDE, pruned=(2,), pruned_moves=-1), "must be 0 or more"),
+    (lambda: Tree(SDE, pruned=(3,), pruned_moves=2, between="ode"), "follow the ODE cannot be pruned"),
     (lambda: Tree(SDE, children=1), "children must be at least 2"),
     (lambda: Tree(SDE, group=24), "group: 24 is not a multiple of the 16 leaves of a tree"),
     (lambda: BackwardInterval(SDE, first=1), "first must be from 2 to 20, the number of steps, got 1"),
@@ -381,6 +386,18 @@ def test_branchgrpo_as_released():
     node = steps(drawn(plan)).node[:16]
     nodes = [len(node[:, k].unique()) for k in range(19)]
     assert nodes == [2] * 3 + [4] * 3 + [8] * 3 + [16] * 10
+
+
+def test_pruned_steps_are_drawn_and_not_learned_from():
+    """As in the released script: four steps that move towards the noise, one in 30 training steps, until step 8."""
+    planner = Tree(SDE, pruned=(14, 15, 16, 17), pruned_moves=30, pruned_until=8)
+    for step, first in ((1, 14), (30, 14), (31, 13), (181, 8), (9999, 8)):
+        left_out = set(range(first, first + 4))
+        assert planner.at(step).trained == tuple(number for number in range(19) if number not in left_out)
+    whole, some = (drawn(Tree(SDE, group=4, steps=6, forks=(0, 2), pruned=left).at(40)) for left in ((), (1, 3)))
+    assert torch.equal(whole.final, some.final) and steps(some).step[0].tolist() == [0, 2, 4]
+    torch.testing.assert_close(steps(some).logp, steps(whole).logp[:, [0, 2, 4]])
+    assert Tree(SDE).at(1).trained is None
 
 
 def test_how_siblings_are_drawn():
