@@ -187,6 +187,21 @@ def test_refl_by_its_definition():
     assert slope(done.loss(of, policy, Linear()), policy).abs().max() == 0
 
 
+def test_draft_lv_varies_less_the_more_it_draws():
+    """Of given samples: noises are independent, so that eight have an eighth of the variance, and the same mean."""
+    policy, of = drawn()
+    one, eight = (
+        torch.stack([slope(ReFL(draws=n).loss(replace(of, seed=k), policy, Linear()), policy) for k in range(300)])
+        for n in (1, 8)
+    )
+    varied = one.var(0) > 1e-12
+    assert varied.sum() > 4
+    ratio = (eight.var(0)[varied] / one.var(0)[varied]).mean()
+    assert 0.11 < ratio < 0.14
+    error = (one.var(0) / 300 + eight.var(0) / 300).sqrt()[varied]
+    assert ((one.mean(0) - eight.mean(0))[varied].abs() < 4.5 * error).all()
+
+
 @pytest.mark.parametrize("objective", [RewardGradient(), ReFL(draws=1)])
 def test_a_missing_score_has_no_gradient(objective):
     policy, of = drawn()
