@@ -74,6 +74,56 @@ def test_frequencies_follow_the_recorded_law(policy, text):
     assert statistic < 20.5  # 99.9 % point at 5 degrees of freedom
 
 
+@pytest.mark.parametrize("guesses", [2, 40])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_guesses_change_nothing(policy, text, plan, guesses):
+    p = prompts(text)
+    plain, quick = (policy_with(policy, w).sample(p, plan, noise(len(p))) for w in (0, guesses))
+    assert torch.equal(quick.decisions[0].ids, plain.decisions[0].ids)
+    torch.testing.assert_close(quick.logp, plain.logp, atol=1e-4, rtol=0)
+    torch.testing.assert_close(quick.entropy, plain.entropy, atol=1e-4, rtol=0)
+    torch.testing.assert_close(quick.media, plain.media)
+
+
+def test_frequencies_of_guessed_tokens_follow_the_law(policy, text):
+    """Chi-square of tokens one to three of 1,000 draws, of which two are often guesses, against their joint law."""
+    p = prompts(text)[:1] * 1000
+    rollout = policy_with(policy, 3).sample(p, TokenPlan(temperature=8.0, top_k=2), noise(len(p)))
+    joint, logp = rollout.decisions[0].ids[:, :3], rollout.logp[:, :3].sum(1)
+    seen, which = joint.unique(dim=0, return_inverse=True)
+    expected = torch.stack([logp[which == i][0].exp() for i in range(len(seen))]) * len(p)
+    assert len(seen) == 8 and abs(expected.sum().item() / len(p) - 1) < 1e-3
+    statistic = ((which.bincount() - expected) ** 2 / expected).sum().item()
+    assert statistic < 24.3  # 99.9 % point at 7 degrees of freedom
+
+
+def test_right_guesses_save_passes(policy, text):
+    """A model that always draws token 0: after the first, four tokens a pass."""
+    quick = policy_with(policy, 3)
+    weight = policy.gpt.output.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.zero_()
+    p = prompts(text)
+    rollout = quick.sample(p, TokenPlan(top_k=1), noise(len(p)))
+    with torch.no_grad():
+        weight.copy_(kept)
+    assert not rollout.decisions[0].ids.any() and quick.passes == 1 + 4  # 15 tokens
+    quick.sample(p, TokenPlan(guidance=2.0), noise(len(p)))
+    assert 5 < quick.passes <= 16
+
+
+def policy_with(policy: LlamaGenPolicy, guesses: int) -> LlamaGenPolicy:
+    """The same networks, with so many guesses."""
+    spec = replace(policy.spec, speculative=guesses)
+    return LlamaGenPolicy(spec, policy.gpt, policy.vq, policy.captions, policy.device)
+
+
+def test_a_number_of_guesses_that_is_none(policy):
+    with pytest.raises(ValueError, match="speculative must be 0"):
+        replace(policy.spec, speculative=-1)
+
+
 def test_gradient_reaches_both_branches_of_guidance(policy, text):
     p = prompts(text)
     plan = TokenPlan(guidance=3.0)

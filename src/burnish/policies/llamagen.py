@@ -51,10 +51,15 @@ class LlamaGen(PolicySpec):
     lora: Lora | None = None  # train adapters instead of all weights
     recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
     logp_tokens: int = 4096  # tokens whose logits over the whole vocabulary exist at once
+    speculative: int = 0  # tokens that are guessed and checked in each pass while drawing; pictures stay as they are
     decode_rows: int = 64  # pictures decoded at once
     decode_precision: Literal["fp32", "bf16", "fastest"] = (
         "fp32"  # of the tokenizer's arithmetic; fastest: bf16 where the processor has it. The law is not touched by it
     )
+
+    def __post_init__(self) -> None:
+        if self.speculative < 0:
+            raise ValueError(f"speculative must be 0 (each token by a pass of its own) or more, got {self.speculative}")
 
     def footprint(self) -> Footprint:
         """Sizes, without reading weights. Raises ValueError where neither `size` nor a config.json says them."""
@@ -114,6 +119,7 @@ class LlamaGenPolicy(KeepsCopies):
         self.spec, self.gpt, self.vq, self.captions, self.device = spec, gpt, vq, captions, device
         self.side = spec.pixels // vq.config.cell
         self._cache: Cache | None = None
+        self.passes = 0  # of the network for the last rollout's tokens, where some were guessed
         quick = spec.decode_precision == "fastest" and quick_in_bf16(device)
         self._decodes_bf16 = quick or spec.decode_precision == "bf16"
         if spec.lora:
@@ -141,6 +147,8 @@ class LlamaGenPolicy(KeepsCopies):
         cache = self._room(len(branches) * b)
         bias = self.gpt.fill(cache, prefix)
         uniform = noise.uniform(n).to(self.device)
+        if self.spec.speculative and n > 1:
+            return self._guessed(prefix, plan, cache, bias, uniform)
         ids = torch.empty(n, b, dtype=torch.long, device=self.device)
         logp, entropy = torch.empty(2, n, b, device=self.device)
         hidden = self.gpt.first(prefix)
@@ -153,11 +161,50 @@ class LlamaGenPolicy(KeepsCopies):
         order = torch.arange(n, device=self.device).expand(b, n)
         return Tokens(ids.T.contiguous(), logp.T.contiguous(), torch.ones_like(logp.T), order, entropy.T.contiguous())
 
+    def _guessed(self, prefix: Prefix, plan: TokenPlan, cache: Cache, bias: Tensor | None, uniform: Tensor) -> Tokens:
+        """The same tokens in fewer passes: predictive sampling by fixed points. Wiggers and Hoogeboom, 2002.09928.
+
+        Which token is drawn is a function of its logits and its number, which is keyed. So a pass over the last known
+        token and w guesses tells w + 1 tokens, of which those up to the first wrong guess are the ones that a pass for
+        each would have drawn: nothing is accepted by chance, and the law is the same. Others are the next guesses.
+        """
+        plain, (b, n), w = _plain(plan, "sampled"), uniform.shape, 1 + self.spec.speculative
+        ids = torch.zeros(b, n + w + 1, dtype=torch.long, device=self.device)
+        logp, entropy = torch.zeros(2, b, n + w + 1, device=self.device)
+        uniform = torch.nn.functional.pad(uniform, (0, w + 1), value=0.5)
+        branches = len(prefix.last) // b
+
+        def draw(hidden: Tensor, at: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
+            """The tokens at places `at`, which become part of the picture or guesses."""
+            mixed = self._mixed(hidden.split(b), plan).flatten(0, 1)
+            logits = law_logits(self.gpt.output(mixed).float().contiguous(), None, plain, "sampled")
+            found = [part.view(at.shape) for part in draw_with_logp(logits, uniform.gather(1, at).flatten())]
+            for kept, part in zip((ids, logp, entropy), found, strict=True):
+                kept.scatter_(1, at, part.to(kept.dtype))
+            return found[0]
+
+        self.passes, known = 1, torch.ones(b, dtype=torch.long, device=self.device)  # tokens of each picture
+        draw(self.gpt.first(prefix).unsqueeze(1), torch.zeros_like(known).unsqueeze(1))
+        ids[:, 1:] = ids[:, :1]
+        while int(known.min()) < n:
+            at = known.unsqueeze(1) + torch.arange(w, device=self.device)
+            guesses = ids.gather(1, at)
+            asked = torch.cat([ids.gather(1, at[:, :1] - 1), guesses[:, :-1]], 1)
+            hidden = self.gpt.several(asked.repeat(branches, 1), at.repeat(branches, 1) - 1, self.side, cache, bias)
+            right = (draw(hidden, at) == guesses)[:, :-1]
+            known = (known + 1 + right.long().cumprod(1).sum(1)).clamp(max=n)
+            self.passes += 1
+        order = torch.arange(n, device=self.device).expand(b, n)
+        return Tokens(
+            ids[:, :n].contiguous(), logp[:, :n].contiguous(), torch.ones_like(logp[:, :n]), order,
+            entropy[:, :n].contiguous(),
+        )  # fmt: skip
+
     def _room(self, rows: int) -> Cache:
         """The cache, allocated anew only when more rows are asked for than ever before."""
         if self._cache is None or len(self._cache.keys[0]) < rows:
             dtype = torch.bfloat16 if self.spec.precision == "bf16" else torch.float32
-            self._cache = self.gpt.cache(rows, self.side**2, dtype, self.device)
+            self._cache = self.gpt.cache(rows, self.side**2 + 1 + self.spec.speculative, dtype, self.device)
         return Cache(tuple(k[:rows] for k in self._cache.keys), tuple(v[:rows] for v in self._cache.values))
 
     # --- scoring -----------------------------------------------------------------------------------------------------

@@ -151,6 +151,20 @@ class Attention(nn.Module):
         )
         return self.wo(mixed.flatten(1))
 
+    def several(
+        self, x: Float[Tensor, "n dim"], rope: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor
+    ) -> Float[Tensor, "n dim"]:
+        """Attention of several tokens of each row, which are written into the cache at `slots` (rows, tokens)."""
+        q, k, v = (part.unflatten(0, slots.shape) for part in self._qkv(x, rope))
+        rows = torch.arange(len(slots), device=slots.device).unsqueeze(1)
+        keys[rows, :, slots] = k.to(keys.dtype)
+        values[rows, :, slots] = v.to(values.dtype)
+        seen = slice(0, mask.shape[-1])
+        mixed = F.scaled_dot_product_attention(
+            q.transpose(1, 2).to(keys.dtype), keys[:, :, seen], values[:, :, seen], attn_mask=mask
+        )
+        return self.wo(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
+
     def _qkv(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries, turned keys, values; each (..., heads, d)."""
         qkv = self.wqkv(x).unflatten(-1, (3, self.heads, -1))
@@ -186,6 +200,9 @@ class Block(nn.Module):
 
     def next(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, slot: int, bias: Tensor | None) -> Tensor:
         return self._feed(x + self.attention.next(self.attention_norm(x), rope, keys, values, slot, bias))
+
+    def several(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
+        return self._feed(x + self.attention.several(self.attention_norm(x), rope, keys, values, slots, mask))
 
     def _feed(self, x: Tensor) -> Tensor:
         return x + self.feed_forward(self.ffn_norm(x))
@@ -286,11 +303,31 @@ class GPT(nn.Module):
             x = layer.next(x, rope, keys, values, position + 1, bias)
         return self.norm(x)
 
+    def several(
+        self, ids: Int[Tensor, "b w"], positions: Int[Tensor, "b w"], side: int, cache: Cache, bias: Tensor | None
+    ) -> Float[Tensor, "b w dim"]:
+        """Outputs that predict the tokens after `positions`, given the tokens there: of each row w in a row.
+
+        All before them is in the cache. What is there behind them is not seen, and may be of tokens that were wrong.
+        Positions from the last one on may be asked about, and predict nothing.
+        """
+        slots = positions + 1
+        upto = int(slots.max()) + 1
+        see = torch.arange(upto, device=ids.device) <= slots.unsqueeze(-1)
+        mask = torch.zeros(see.shape, dtype=cache.keys[0].dtype, device=ids.device).masked_fill_(~see, -torch.inf)
+        mask = mask.unsqueeze(1) if bias is None else mask.unsqueeze(1) + bias[..., :upto]
+        x = self.tok_embeddings(ids).flatten(0, 1)
+        turns = _turns(side, x.shape[-1] // self.config.heads, x.device)
+        rope = turns[slots.clamp(max=len(turns) - 1).flatten()]
+        for layer, keys, values in zip(self._blocks(), cache.keys, cache.values, strict=True):
+            x = layer.several(x, rope, keys, values, slots, mask)
+        return self.norm(x).unflatten(0, ids.shape)
+
     def cache(self, rows: int, tokens: int, dtype: torch.dtype, device: torch.device) -> Cache:
         """Room for `tokens` tokens behind the prefix slot."""
         heads = self.config.heads
         shape = (rows, heads, tokens, self.config.dim // heads)
-        make = lambda: tuple(torch.empty(shape, dtype=dtype, device=device) for _ in self.layers)  # noqa: E731
+        make = lambda: tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in self.layers)  # noqa: E731
         return Cache(make(), make())
 
     def fill(self, cache: Cache, prefix: Prefix) -> Tensor | None:
