@@ -7,7 +7,8 @@
 A run gets as many steps as spend `--budget` evaluations of the network: states drawn through, and states that an
 update asks about, the reference's and older weights' too. A first run of one step tells what a step costs; where steps
 differ so much that a run spends a tenth more or less than it should, it is made again. Seconds are of the processor, in
-drawing, scoring and updating, without loading and evaluations: what else runs on the machine does not count.
+drawing, scoring and updating, without loading and evaluations; rows that say `"clock": "wall"` are older, of a core of
+their own.
 What a run came to is kept in docs/evidence/scoreboard.json: a table can be gone on with on another machine.
 """
 
@@ -119,7 +120,7 @@ def result(folder: Path) -> dict[str, Any]:
     curve = []
     for line in lines(folder):
         evaluations += spent(line)
-        seconds += line.get("step/cpu_seconds", 0.0)
+        seconds += line["step/cpu_seconds"] if line["step"] else 0.0
         if f"eval/{SUITE}_verified" in line:
             point = {what: round(line[f"eval/{SUITE}_{what}"], 4) for what in ("verified", "reward", "diversity")}
             curve.append({"step": line["step"], "evaluations": evaluations, "seconds": round(seconds, 1), **point})
@@ -175,6 +176,7 @@ def table(kept: dict[str, Any]) -> str:
         by_method.setdefault(key.rpartition("/")[0], []).append(facts)
     runs = [facts for found in by_method.values() for facts in found]
     quickest = min(facts["curve"][-1]["seconds"] for facts in runs)
+    walls = sum(facts.get("clock") == "wall" for facts in runs)
     cheapest = min(facts["curve"][-1]["evaluations"] for facts in runs)
     rows = []
     for name, found in by_method.items():
@@ -207,7 +209,7 @@ def table(kept: dict[str, Any]) -> str:
     sooner = {row[2][0]: place for place, row in enumerate(sorted(rows, key=lambda row: -row[1]), 1)}
     head = ["rank", "recipe", "before, %", "gain, points (95 %)", "each seed", f"gain in {quickest:.0f} s (rank)"]
     head += ["trained reward (95 %)", "each seed", "diversity", "distance", "steps", "evaluations, k", "s", "MiB"]
-    text = ["# Scoreboard", "", " ".join(INTRODUCTION.split()).format(cheapest / 1000, quickest), ""]
+    text = ["# Scoreboard", "", " ".join(INTRODUCTION.split()).format(cheapest / 1000, quickest, walls), ""]
     if len(runs) < (whole := 3 * len(methods())):
         text += [f"**Not finished**: {len(runs)} of {whole} runs.", ""]
     text += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
@@ -220,7 +222,8 @@ def table(kept: dict[str, Any]) -> str:
 INTRODUCTION = """Made by `python benchmarks/scoreboard.py run --seeds 0 1 2` and `table`. Verified success of 300
 samples of held-out prompts, before and after the same number of network evaluations ({:.1f} thousand or a step more),
 with the 95 % paired interval over all seeds, clustered by prompt; then the gain when {:.0f} seconds of a core had been
-spent, between two passes in proportion. Trained reward: the gain, on the same held-out prompts, of what the recipe
+spent, between two passes in proportion ({} runs of the first seed had a core of their own, and are timed by the
+wall's clock). Trained reward: the gain, on the same held-out prompts, of what the recipe
 optimises, which is the share of the truth that is met, or the score of its CLIP (alignprop, draft, refl, pref_grpo).
 Diversity is that of two samples of a prompt; distance is E |v - v_0|^2 / E |v_0|^2 along the base's draws. Models of
 Stable Diffusion's and of Stable Diffusion 3's format begin from different success: compare within one kind."""

@@ -104,7 +104,10 @@ class Policy(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Trainable weights and copies by name, all that is needed to go on. Untrained weights are not in it."""
+        """Trainable weights and copies by name, all that is needed to go on. Untrained weights are not in it.
+
+        Fresh tensors on the CPU: they stay as they are while the policy learns on.
+        """
 
     @abstractmethod
     def restore(self, state: Mapping[str, Tensor]) -> None:

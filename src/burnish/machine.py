@@ -22,16 +22,18 @@ def first_device() -> torch.device:
     return accelerator or torch.device("cpu")
 
 
-def matrix_rate(dtype: torch.dtype, device: torch.device | None = None, side: int = 1024) -> float:
-    """Multiply-adds a second of products of square matrices."""
+def matrix_rate(dtype: torch.dtype, device: torch.device | None = None, side: int = 0) -> float:
+    """Multiply-adds a second of products of square matrices; of sides (0) that are large for the device."""
     device = device or first_device()
+    side = side or (1024 if device.type == "cpu" else 8192)
     a = torch.randn(side, side, device=device).to(dtype)
     return side**3 / _fastest(lambda: a @ a, device)
 
 
-def memory_rate(device: torch.device | None = None, size: int = 2**27) -> float:
+def memory_rate(device: torch.device | None = None, size: int = 0) -> float:
     """Bytes a second, read and written, of copying what no cache holds."""
     device = device or first_device()
+    size = size or (2**27 if device.type == "cpu" else 2**30)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
     return 2 * size / _fastest(lambda: target.copy_(source), device)
@@ -58,8 +60,9 @@ def forget_peak(device: torch.device) -> None:
     """What `peak` tells begins again here. Where a system cannot do that for its main memory, it goes on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _SELF.exists():
-        (_SELF / "clear_refs").write_text("5")
+    else:
+        with suppress(OSError):
+            (_SELF / "clear_refs").write_text("5")
 
 
 def peak(device: torch.device) -> int:
@@ -67,8 +70,10 @@ def peak(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _main_memory("VmHWM")
 
 
-def resident() -> int:
-    """Bytes of main memory that this process needs now; where a system does not tell, the most it held."""
+def held(device: torch.device) -> int:
+    """Bytes that are held now, of what `peak` tells the most of; where a system does not tell, the most."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
     gc.collect()
     with suppress(OSError, AttributeError):  # other systems than Linux with glibc keep freed memory as they like
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -78,7 +83,8 @@ def resident() -> int:
 def _main_memory(what: str) -> int:
     if _SELF.exists():
         status = dict(line.split(":", 1) for line in (_SELF / "status").read_text().splitlines())
-        return int(status[what].split()[0]) * 1024
+        if what in status:
+            return int(status[what].split()[0]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 

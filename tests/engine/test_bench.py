@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from dataclasses import replace
@@ -21,7 +22,7 @@ from burnish.cli.main import main
 from burnish.engine.bench import Bench, Stage, Work, bench, growth
 from burnish.formulas.noise import Noise
 from burnish.laps import lap, recorded
-from burnish.machine import forget_peak, matrix_rate, memory_rate, peak, resident
+from burnish.machine import forget_peak, held, matrix_rate, memory_rate, peak
 from burnish.report.bench import render
 
 FLOAT = 4
@@ -88,12 +89,12 @@ def test_stretches_are_counted_by_every_clock():
 
 def test_a_recipe_is_measured_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    found = bench(recipe(reward=toys.Brightness(pause=0.02)), steps=2)
+    found = bench(recipe(reward=toys.Brightness(pause=0.2)), steps=2)
     assert isinstance(found, Bench) and not list(tmp_path.iterdir())
     assert (found.images, found.steps, found.processes, found.evaluations) == (24, 2, 1, 0)
-    assert found.stages["score"].seconds >= 0.02 > found.stages["score"].cpu_seconds  # it slept
-    parts = sum(found.stages[name].seconds for name in ("draw", "score", "update"))
-    assert found.stages["step"].seconds == pytest.approx(parts, rel=0.2)
+    score, step = found.stages["score"], found.stages["step"]
+    assert score.seconds >= 0.2 and score.cpu_seconds < score.seconds / 2  # it slept
+    assert step.seconds >= max(found.stages[name].seconds for name in ("draw", "score", "update"))
     assert found.matrix_rate > 1e8 and found.memory_rate > 1e7 and found.arithmetic.startswith("float")
     assert bench(recipe(overlap=True), steps=1) is not None
 
@@ -145,10 +146,12 @@ def test_what_a_machine_can_do():
     device = torch.device("cpu")
     assert matrix_rate(torch.float32, device, side=128) > 1e8
     assert 1e8 < memory_rate(device, size=2**24) < 1e13
-    before = resident()
+    before = held(device)
     forget_peak(device)
     torch.ones(2**24)
     after = peak(device)
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system does not forget a peak")
     assert after - before > 0.9 * FLOAT * 2**24
     forget_peak(device)
     assert peak(device) < after  # freed, and forgotten

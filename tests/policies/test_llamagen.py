@@ -102,20 +102,28 @@ def test_right_guesses_save_passes(policy, text):
     quick = policy_with(policy, 3)
     weight = policy.gpt.output.weight
     kept = weight.detach().clone()
-    with torch.no_grad():
-        weight.zero_()
     p = prompts(text)
-    rollout = quick.sample(p, TokenPlan(top_k=1), noise(len(p)))
-    with torch.no_grad():
-        weight.copy_(kept)
+    try:
+        weight.data.zero_()
+        rollout = quick.sample(p, TokenPlan(top_k=1), noise(len(p)))
+    finally:
+        weight.data.copy_(kept)
     assert not rollout.decisions[0].ids.any() and quick.passes == 1 + 4  # 15 tokens
     quick.sample(p, TokenPlan(guidance=2.0), noise(len(p)))
     assert 5 < quick.passes <= 16
 
 
-def policy_with(policy: LlamaGenPolicy, guesses: int) -> LlamaGenPolicy:
+def test_what_drew_a_guessed_token_is_recorded_in_bf16_too(policy, text):
+    p = prompts(text)
+    for guesses in (0, 3):
+        quick = policy_with(policy, guesses, "bf16")
+        rollout = quick.sample(p, TokenPlan(guidance=2.0), noise(len(p)))
+        assert (quick.logp(rollout) - rollout.logp).abs().mean() < 0.05
+
+
+def policy_with(policy: LlamaGenPolicy, guesses: int, precision: str = "fp32") -> LlamaGenPolicy:
     """The same networks, with so many guesses."""
-    spec = replace(policy.spec, speculative=guesses)
+    spec = replace(policy.spec, speculative=guesses, precision=precision)
     return LlamaGenPolicy(spec, policy.gpt, policy.vq, policy.captions, policy.device)
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from burnish.core import Advantage
+from burnish.core import Advantage, LatentPlan
 from burnish.formulas.groups import exact
 from burnish.formulas.steps import latents_of
 from burnish.types import Rollout, Scores
@@ -32,6 +32,10 @@ class Tree(Advantage):
 
     def __call__(self, scores: Scores, rollout: Rollout) -> Float[Tensor, "b k"]:
         steps = latents_of(rollout, "advantage.tree")
+        if self.value == "path" and isinstance(rollout.plan, LatentPlan) and rollout.plan.trained is not None:
+            raise ValueError(
+                "advantage.tree.value: path weighs a branch by the steps after it, of which this plan leaves some out"
+            )
         node, depth = steps.node.cpu(), steps.step.cpu()
         b, k = node.shape
         valid = scores.valid.cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,10 @@ def bench(
     recipe: RecipeName,
     changes: Changes = None,
     random: Annotated[
-        bool, typer.Option("--random", help="Weights of random numbers, in the released shape; prompts of the scenes.")
+        bool,
+        typer.Option(
+            "--random", help="Random weights in the released shape (text encoders of one layer); prompts of the scenes."
+        ),
     ] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed; their median counts.")] = 5,
     vary: Annotated[
@@ -38,6 +42,10 @@ def bench(
     from burnish.report import bench as report
 
     path, values = _varied(vary)
+    if path and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "--vary measures one run after another, and several processes make one; start it for each value"
+        )
     found: list[Bench] = []
     for value in values:
         asked = [*(changes or ()), *([f"{path}={value}"] if path else [])]
@@ -84,7 +92,7 @@ def _varied(asked: str) -> tuple[str, list[str]]:
     path, _, values = asked.partition("=")
     numbers = values.split(",")
     try:
-        fine = len(set(numbers)) > 1 and all(float(value) > 0 for value in numbers)
+        fine = len({float(value) for value in numbers}) > 1 and all(float(value) > 0 for value in numbers)
     except ValueError:
         fine = False
     if not fine:

@@ -21,13 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from burnish.engine.interruption import interruptible
+from burnish.engine.interruption import Interruption
 from burnish.engine.layouts.chosen import layout
-from burnish.engine.layouts.local import Place
+from burnish.engine.layouts.local import Place, device_of
 from burnish.engine.loop import Run
 from burnish.engine.reporter import Nowhere
 from burnish.laps import recorded
-from burnish.machine import forget_peak, matrix_rate, memory_rate, peak, resident
+from burnish.machine import forget_peak, held, matrix_rate, memory_rate, peak
+from burnish.models.sharding import local
 from burnish.recipe.recipe import Recipe
 
 STAGES = ("draw", "decode", "score", "update")  # decoding is within drawing
@@ -41,7 +42,7 @@ class Stage:
     seconds: float  # the median of the timed steps
     cpu_seconds: float  # of all cores; the same
     operations: float  # of matrix products, convolutions and attention; a multiply-add is two
-    traffic: float  # bytes that tensor operations read and write, as if nothing stayed in a cache
+    traffic: float  # bytes of the tensors that operations read and write, as if nothing stayed in a cache
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Bench:
     steps: int  # timed
     stages: Mapping[str, Stage]  # and "step", which is drawing, scoring and updating
     evaluations: float  # of a denoiser's network, a step; 0 of a raster model
-    memory: int  # bytes: the most that was held, of the process that held most, less what was held before
+    memory: int  # bytes: the most that was held, of the process that held most, less what was held before it loaded
     arithmetic: str  # type of the numbers in most of its matrix products
     matrix_rate: float  # operations a second of the best matrix products here, of all processes together
     memory_rate: float  # bytes a second of copying
@@ -107,7 +108,9 @@ class Work(TorchDispatchMode):
             dtype = next(one.dtype for one in tree_leaves(args) if isinstance(one, Tensor))
             count = float(COUNTED[func._overloadpacket](*args, **kwargs, out_val=out))
             self.by_type[dtype] = self.by_type.get(dtype, 0.0) + count
-        given, made = ([one for one in tree_leaves(tree) if isinstance(one, Tensor)] for tree in ((args, kwargs), out))
+        given, made = ([local(x) for x in tree_leaves(t) if isinstance(x, Tensor)] for t in ((args, kwargs), out))
+        if "empty" in func.__name__:  # room is made, and nothing moves
+            return out
         if func._schema.is_mutable or not {_storage(one) for one in made} <= {_storage(one) for one in given}:
             self.traffic += sum(one.numel() * one.element_size() for one in (*given, *made))
         return out
@@ -138,20 +141,21 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
     Raises ValueError for weights and rewards that are not what they should be.
     """
     recipe = replace(recipe, steps=steps + 2)
-    with layout() as chosen, interruptible() as interruption:
-        held = resident()
+    with layout() as chosen:
+        before = held(device_of(recipe.device))
         place = chosen.build(recipe)
-        run = Run(recipe, Path(), Nowhere(), interruption)
+        run = Run(recipe, Path(), Nowhere(), Interruption())
         _step(run, place, 1, {})
         forget_peak(place.device)
         clocks = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
         timed = [_step(run, place, 2 + number, clocks) for number in range(steps)]
-        most = peak(place.device) - (0 if place.device.type == "cuda" else held)
-        alone = Run(replace(recipe, overlap=False), Path(), Nowhere(), interruption)  # other threads are not counted
-        with Work() as work:
+        most = peak(place.device) - before
+        alone = Run(replace(recipe, overlap=False), Path(), Nowhere(), Interruption())  # other threads are not counted
+        with torch.compiler.set_stance("force_eager"), Work() as work:  # inside compiled code nothing is seen
             clocks = {"operations": lambda: work.operations, "traffic": lambda: work.traffic}
             counted, metrics = _step(alone, place, steps + 2, clocks)
         dtype = max(work.by_type, key=work.by_type.__getitem__, default=torch.float32)
+        place.ranks.gathered(None)  # all measure the machine together
         rates = 2 * matrix_rate(dtype, place.device), memory_rate(place.device)
         found = place.ranks.gathered((most, rates, counted, [laps for laps, _ in timed]))
         if not place.ranks.leads:

@@ -20,7 +20,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -97,9 +97,15 @@ class Writer:
             self.wait()
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Begin to save it, as it is now: tensors are copied, and may change from here on. Raises as `wait` does."""
+        """Begin to save it, as it is now: moments and memories are copied, and may change from here on.
+
+        Weights are not: Policy.state gives fresh ones. Raises as `wait` does.
+        """
         self.wait()
-        self._last = self._thread.submit(write, self._run, _copied(checkpoint), self._keep)
+        now = replace(
+            checkpoint, **{name: _copied(getattr(checkpoint, name)) for name in ("optimiser", "memory", "random")}
+        )
+        self._last = self._thread.submit(write, self._run, now, self._keep)
 
     def wait(self) -> None:
         """Until the last one is whole. Raises ValueError if it could not be written."""
@@ -117,8 +123,6 @@ def _copied(value: Any) -> Any:
     """The same in main memory, with tensors that nobody else has."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
-    if isinstance(value, Checkpoint):
-        return Checkpoint(**{f.name: _copied(getattr(value, f.name)) for f in fields(value)})
     if isinstance(value, Mapping):
         return {name: _copied(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):

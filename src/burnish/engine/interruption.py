@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM end a run at the end of its step. A second Ctrl-C ends it at once."""
+"""Ctrl-C and SIGTERM end a run at the end of its step. A second Ctrl-C ends it at once,
+or as soon as a checkpoint that is being written is whole."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from burnish.engine.interruption import Interruption, Stopped, interruptible
 from burnish.engine.layouts.chosen import layout
 from burnish.engine.layouts.local import Local, Place
 from burnish.engine.layouts.processes import Processes
-from burnish.engine.ranks import read_by, rows, together, whole
+from burnish.engine.ranks import Ranks, read_by, rows, together, whole
 from burnish.engine.reporter import Nowhere, Reporter
 from burnish.engine.scoring import Scored, scored, settled, something_valid
 from burnish.formulas.groups import group_std
@@ -104,7 +104,7 @@ class Run:
         with Writer(self._folder, recipe.keep_checkpoints) as self._checkpoints:
             if start is None:
                 self._reporter.step(0, self._evaluate(place, 0))
-                self._stop_if_asked(self._asked(place), 0)
+                self._stop_if_asked(place.ranks, self._asked(place), 0)
             for step in range(done + 1, recipe.steps + 1):
                 self._step(place, step)
         seconds = time.monotonic() - self._began
@@ -137,7 +137,7 @@ class Run:
             with lap("save"):
                 self._save(place, step)
         if step < last:
-            self._stop_if_asked(asked, step)
+            self._stop_if_asked(ranks, asked, step)
 
     def learn(self, place: Place, step: int, laps: Laps) -> tuple[Drawn | None, Batch, dict[str, float]]:
         """Draw, score, weigh and update: what this process drew, the batch of all, and the metrics of the step."""
@@ -246,10 +246,11 @@ class Run:
         """The signal that any of the processes was asked to stop by."""
         return next((number for number in place.ranks.gathered(self._interruption.number) if number is not None), None)
 
-    def _stop_if_asked(self, number: int | None, step: int) -> None:
+    def _stop_if_asked(self, ranks: Ranks, number: int | None, step: int) -> None:
         if number is None:
             return
         self._checkpoints.wait()
+        ranks.gathered(None)  # nobody leaves before it is whole
         kept = f"with a checkpoint in {self._folder}" if step else "before anything was learned"
         sentence = f"stopped after step {step} of {self._recipe.steps}, {kept}; resume the run to go on from there"
         self._reporter.say(sentence)

@@ -70,7 +70,7 @@ class Tree(Planner):
         return self.forks if self.between == "ode" else tuple(range(drawable(self.steps)))
 
     def at(self, step: int) -> LatentPlan:
-        moved = max(0, step - 1) // self.pruned_moves if self.pruned_moves else 0
+        moved = step // self.pruned_moves if self.pruned_moves else 0
         moved = min(moved, max(0, min(self.pruned, default=0) - self.pruned_until))
         left_out = {number - moved for number in self.pruned}
         return LatentPlan(

@@ -51,7 +51,7 @@ class LlamaGen(PolicySpec):
     lora: Lora | None = None  # train adapters instead of all weights
     recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
     logp_tokens: int = 4096  # tokens whose logits over the whole vocabulary exist at once
-    speculative: int = 0  # tokens that are guessed and checked in each pass while drawing; pictures stay as they are
+    speculative: int = 0  # tokens that are guessed and checked in each pass while drawing; the law stays as it is
     decode_rows: int = 64  # pictures decoded at once
     decode_precision: Literal["fp32", "bf16", "fastest"] = (
         "fp32"  # of the tokenizer's arithmetic; fastest: bf16 where the processor has it. The law is not touched by it
@@ -165,13 +165,15 @@ class LlamaGenPolicy(KeepsCopies):
         """The same tokens in fewer passes: predictive sampling by fixed points. Wiggers and Hoogeboom, 2002.09928.
 
         Which token is drawn is a function of its logits and its number, which is keyed. So a pass over the last known
-        token and w guesses tells w + 1 tokens, of which those up to the first wrong guess are the ones that a pass for
-        each would have drawn: nothing is accepted by chance, and the law is the same. Others are the next guesses.
+        token and some guesses tells one token more than these, of which those up to the first wrong guess are the ones
+        that a pass for each would have drawn: nothing is accepted by chance, and the law is the same. Others are the
+        next guesses. A pass over several rounds otherwise than a pass for one, so that in bfloat16 some pictures may
+        differ; the log-probability is that of the logits which drew.
         """
-        plain, (b, n), w = _plain(plan, "sampled"), uniform.shape, 1 + self.spec.speculative
-        ids = torch.zeros(b, n + w + 1, dtype=torch.long, device=self.device)
-        logp, entropy = torch.zeros(2, b, n + w + 1, device=self.device)
-        uniform = torch.nn.functional.pad(uniform, (0, w + 1), value=0.5)
+        plain, (b, n), width = _plain(plan, "sampled"), uniform.shape, 1 + self.spec.speculative
+        ids = torch.zeros(b, n + width + 1, dtype=torch.long, device=self.device)
+        logp, entropy = torch.zeros(2, b, n + width + 1, device=self.device)
+        uniform = torch.nn.functional.pad(uniform, (0, width + 1), value=0.5)
         branches = len(prefix.last) // b
 
         def draw(hidden: Tensor, at: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
@@ -187,7 +189,7 @@ class LlamaGenPolicy(KeepsCopies):
         draw(self.gpt.first(prefix).unsqueeze(1), torch.zeros_like(known).unsqueeze(1))
         ids[:, 1:] = ids[:, :1]
         while int(known.min()) < n:
-            at = known.unsqueeze(1) + torch.arange(w, device=self.device)
+            at = known.unsqueeze(1) + torch.arange(width, device=self.device)
             guesses = ids.gather(1, at)
             asked = torch.cat([ids.gather(1, at[:, :1] - 1), guesses[:, :-1]], 1)
             hidden = self.gpt.several(asked.repeat(branches, 1), at.repeat(branches, 1) - 1, self.side, cache, bias)

@@ -143,7 +143,7 @@ GROUPS: Sequence[tuple[str, Sequence[Curve]]] = (
             Curve("Seconds by stage", "Of each step, stacked.", ("*/seconds",), zero=True, stacked=True, wide=True),
             Curve(
                 "Processor",
-                "Seconds of all cores in drawing, scoring and updating. If few, the step waited, or a GPU worked.",
+                "Seconds of all cores for a step, but evaluation and saving. If few, it waited, or a GPU worked.",
                 ("step/cpu_seconds",),
                 zero=True,
             ),
