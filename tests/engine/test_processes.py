@@ -272,3 +272,23 @@ def test_shares_are_whole_and_in_order() -> None:
                 alone.number, alone.count = number, count
                 shares.extend(alone.share(things))
             assert shares == list(range(things))
+
+
+def test_a_bench_of_two_processes_is_of_the_whole_step(tmp_path: Path) -> None:
+    asked = [
+        "scenes/ar_grpo_c2i",
+        "reward=jpeg",
+        "source.on_policy.per_step=2",
+        "source.on_policy.plan.every_token.group=2",
+    ]
+    found = []
+    for number, launcher in enumerate(([], ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
+        out = tmp_path / f"{number}.json"
+        command = [sys.executable, *launcher, "-m", "burnish", "bench", *asked, "--steps", "1", "--json", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(out.read_text())["benches"][0])
+    alone, both = found
+    assert (alone["processes"], both["processes"]) == (1, 2) and alone["images"] == both["images"] == 4
+    for stage in ("draw", "update"):
+        assert both["stages"][stage]["operations"] == pytest.approx(alone["stages"][stage]["operations"], rel=0.02)
