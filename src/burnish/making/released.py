@@ -50,8 +50,8 @@ def at_random(recipe: Recipe, folder: Path) -> Recipe:
     if maker is None:
         known = ", ".join(kind.__name__ for kind in MAKERS)
         raise ValueError(
-            f"--random: no released shape of {type(recipe.policy).__name__} is known (of {known} one is); "
-            "without it the recipe's own weights are read"
+            f"--random: no released shape of {type(recipe.policy).__name__} is known here (those of {known} are); "
+            "without --random the recipe's own weights are read"
         )
     torch.manual_seed(recipe.seed)
     folder.mkdir(parents=True, exist_ok=True)
