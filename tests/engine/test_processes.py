@@ -19,7 +19,9 @@ import torch
 from toy_run import lines
 
 from burnish.engine import checkpoint
+from burnish.engine.bench import bench
 from burnish.engine.ranks import Alone
+from burnish.recipe.read import read
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[1]
@@ -281,14 +283,17 @@ def test_a_bench_of_two_processes_is_of_the_whole_step(tmp_path: Path) -> None:
         "source.on_policy.per_step=2",
         "source.on_policy.plan.every_token.group=2",
     ]
-    found = []
-    for number, launcher in enumerate(([], ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
-        out = tmp_path / f"{number}.json"
-        command = [sys.executable, *launcher, "-m", "burnish", "bench", *asked, "--steps", "1", "--json", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr[-2000:]
-        found.append(json.loads(out.read_text())["benches"][0])
-    alone, both = found
+    name, *changes = asked
+    alone_there = bench(read(name, changes), steps=1)
+    assert alone_there is not None
+    alone, out = alone_there.as_dict(), tmp_path / "both.json"
+    words = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "burnish", "bench", *asked, "--steps", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *words, "--json", str(out)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    both = json.loads(out.read_text())["benches"][0]
     assert (alone["processes"], both["processes"]) == (1, 2) and alone["images"] == both["images"] == 4
     for stage in ("draw", "update"):
         assert both["stages"][stage]["operations"] == pytest.approx(alone["stages"][stage]["operations"], rel=0.02)
