@@ -104,7 +104,7 @@ def said(name: str, taken: Bench) -> list[str]:
     """Lines for a terminal."""
     network = f", {taken.evaluations:.0f} evaluations of the network" if taken.evaluations else ""
     several = f"{taken.processes} processes, " if taken.processes > 1 else ""
-    heads = ("seconds", "of cores", "images/s", "G operations", "of the rate", "GB moved", "of copying")
+    heads = ("seconds", "CPU seconds", "images/s", "G operations", "of the rate", "GB moved", "of copying")
     lines = [
         f"{name}: {several}{taken.device}, {taken.threads} thread{'s' * (taken.threads > 1)}",
         f"    {taken.images} images a step{network}; median of {taken.steps} steps",
