@@ -62,7 +62,7 @@ def _section(anchor: str, name: str, one: Mapping[str, Any]) -> tuple[str, str, 
         + "</tr>"
         for stage, facts in one["stages"].items()
     )
-    heads = ("stage", "seconds", "CPU seconds", "images/s", "G operations", "of the matrix rate", "GB moved", "of copying")
+    heads = ("stage", "seconds", "CPU seconds", "images/s", "G operations", "of matrix rate", "GB moved", "of copying")
     table = f"<table><thead><tr>{_heads(heads)}</tr></thead><tbody>{rows}</tbody></table>"
     said = f"{one['images']} images a step, {number(one['memory'] / 1e9)} GB held, median of {one['steps']} steps."
     return anchor, name, f'<h2>{esc(name)}</h2><p>{said}</p><div class="scroll">{table}</div>{roofline(one)}'
