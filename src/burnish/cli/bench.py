@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,30 +33,19 @@ def bench(
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep it as a page, with a roofline.")] = None,
 ) -> None:
     """Time the steps of a recipe, and count what they do, beside what the machine can do. Writes no run."""
-    from burnish.engine.bench import bench as measured
-    from burnish.engine.bench import growth
     from burnish.engine.ranks import leads
-    from burnish.recipe.check import require
-    from burnish.recipe.read import read
-    from burnish.report import bench as report
+    from burnish.engine.surroundings import processes
+    from burnish.report.bench import render
 
     path, values = _varied(vary)
-    if path and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if path and processes() > 1:
         raise ValueError(
             "--vary measures one run after another, and several processes make one; start it for each value"
         )
     found: list[Bench] = []
     for value in values:
         asked = [*(changes or ()), *([f"{path}={value}"] if path else [])]
-        with TemporaryDirectory() as folder:
-            one = replace(read(recipe, asked), suites={}, measures={})  # steps alone: theirs need not be here
-            if random:
-                from burnish.making.released import at_random
-
-                one = at_random(one, Path(folder))
-            require(one)
-            taken = measured(one, steps)
-        if taken:
+        if taken := _measured(recipe, asked, random, steps):
             found.append(taken)
             print("\n".join(said(" ".join([recipe, *asked]), taken)), flush=True)
     if not leads():
@@ -67,22 +55,41 @@ def bench(
         "changes": changes or [],
         "random": random,
         "benches": [taken.as_dict() for taken in found],
+        **(_grown(path, values, found) if path else {}),
     }
-    if path:
-        sizes = [float(value) for value in values]
-        clock = "cpu_seconds" if found[0].device == "cpu" else "seconds"  # what else runs here does not count
-        grown = {
-            name: growth(sizes, [getattr(taken.stages[name], clock) for taken in found]) for name in ("draw", "update")
-        }
-        told |= {"vary": path, "values": sizes, "clock": clock, "growth": grown}
-        print(
-            f"{clock.replace('_', ' ')} grow as {path} to the power of "
-            + ", ".join(f"{p:.2f} ({name})" for name, p in grown.items())
-        )
     if out:
         out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     if page:
-        page.write_text(report.render(told), encoding="utf-8")
+        page.write_text(render(told), encoding="utf-8")
+
+
+def _measured(name: str, changes: list[str], random: bool, steps: int) -> Bench | None:
+    from burnish.engine.bench import bench
+    from burnish.recipe.check import require
+    from burnish.recipe.read import read
+
+    with TemporaryDirectory() as folder:
+        recipe = replace(read(name, changes), suites={}, measures={})  # steps alone: theirs need not be here
+        if random:
+            from burnish.making.released import at_random
+
+            recipe = at_random(recipe, Path(folder))
+        require(recipe)
+        return bench(recipe, steps)
+
+
+def _grown(path: str, values: list[str], found: list[Bench]) -> dict[str, Any]:
+    """How the time of drawing and updating grows with the setting, said and for JSON."""
+    from burnish.engine.bench import growth
+
+    sizes = [float(value) for value in values]
+    clock = "cpu_seconds" if found[0].device == "cpu" else "seconds"  # what else runs here does not count
+    powers = {
+        name: growth(sizes, [getattr(taken.stages[name], clock) for taken in found]) for name in ("draw", "update")
+    }
+    told = ", ".join(f"{power:.2f} ({name})" for name, power in powers.items())
+    print(f"{clock.replace('_', ' ')} grow as {path} to the power of {told}")
+    return {"vary": path, "values": sizes, "clock": clock, "growth": powers}
 
 
 def _varied(asked: str) -> tuple[str, list[str]]:
@@ -111,8 +118,8 @@ def said(name: str, taken: Bench) -> list[str]:
         f"    {'':<8}{''.join(f'{head:>13}' for head in heads)}",
     ]
     for stage, one in taken.stages.items():
-        pace = taken.images / one.seconds if one.seconds else 0.0
-        cells = [f"{one.seconds:.3f}", f"{one.cpu_seconds:.3f}", f"{pace:.2f}", f"{one.operations / 1e9:.1f}"]
+        pace = f"{taken.images_per_second(one):.2f}"
+        cells = [f"{one.seconds:.3f}", f"{one.cpu_seconds:.3f}", pace, f"{one.operations / 1e9:.1f}"]
         cells += [f"{100 * taken.share_of_rate(one):.1f} %", f"{one.traffic / 1e9:.2f}"]
         cells += [f"{100 * taken.share_of_traffic(one):.1f} %"]
         lines.append(f"    {stage:<8}{''.join(f'{cell:>13}' for cell in cells)}")

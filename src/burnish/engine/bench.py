@@ -61,6 +61,10 @@ class Bench:
     matrix_rate: float  # operations a second of the best matrix products here, of all processes together
     memory_rate: float  # bytes a second of copying
 
+    def images_per_second(self, stage: Stage) -> float:
+        """0 for a stage that took no time."""
+        return self.images / stage.seconds if stage.seconds else 0.0
+
     def share_of_rate(self, stage: Stage) -> float:
         return stage.operations / self.matrix_rate / stage.seconds if stage.seconds else 0.0
 
@@ -72,7 +76,7 @@ class Bench:
         told = {
             name: {
                 **asdict(stage),
-                "images_per_second": self.images / stage.seconds if stage.seconds else None,
+                "images_per_second": self.images_per_second(stage) or None,
                 "share_of_matrix_rate": self.share_of_rate(stage),
                 "share_of_memory_rate": self.share_of_traffic(stage),
             }

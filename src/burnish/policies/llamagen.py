@@ -154,12 +154,16 @@ class LlamaGenPolicy(KeepsCopies):
         hidden = self.gpt.first(prefix)
         for i in range(n):
             mixed = self._mixed(hidden.split(b), plan)
-            logits = law_logits(self.gpt.output(mixed).float().contiguous(), None, plain, "sampled")
-            ids[i], logp[i], entropy[i] = draw_with_logp(logits, uniform[:, i])
+            ids[i], logp[i], entropy[i] = self._picked(mixed, plain, uniform[:, i])
             if i + 1 < n:
                 hidden = self.gpt.next(ids[i].repeat(len(branches)), i, self.side, cache, bias)
         order = torch.arange(n, device=self.device).expand(b, n)
         return Tokens(ids.T.contiguous(), logp.T.contiguous(), torch.ones_like(logp.T), order, entropy.T.contiguous())
+
+    def _picked(self, mixed: Tensor, plain: TokenPlan, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens after outputs (n, dim), by one number each, with their log-probability and the entropy of the law."""
+        logits = law_logits(self.gpt.output(mixed).float().contiguous(), None, plain, "sampled")
+        return draw_with_logp(logits, uniform)
 
     def _guessed(self, prefix: Prefix, plan: TokenPlan, cache: Cache, bias: Tensor | None, uniform: Tensor) -> Tokens:
         """The same tokens in fewer passes: predictive sampling by fixed points. Wiggers and Hoogeboom, 2002.09928.
@@ -179,8 +183,7 @@ class LlamaGenPolicy(KeepsCopies):
         def draw(hidden: Tensor, at: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
             """The tokens at places `at`, which become part of the picture or guesses."""
             mixed = self._mixed(hidden.split(b), plan).flatten(0, 1)
-            logits = law_logits(self.gpt.output(mixed).float().contiguous(), None, plain, "sampled")
-            found = [part.view(at.shape) for part in draw_with_logp(logits, uniform.gather(1, at).flatten())]
+            found = [part.view(at.shape) for part in self._picked(mixed, plain, uniform.gather(1, at).flatten())]
             for kept, part in zip((ids, logp, entropy), found, strict=True):
                 kept.scatter_(1, at, part.to(kept.dtype))
             return found[0]

@@ -16,6 +16,7 @@ from burnish.core import Advantage, Copy, Objective, Policy, Scorer
 from burnish.engine.learner import Learner
 from burnish.engine.memory import Memories, begun
 from burnish.engine.ranks import Alone, Ranks
+from burnish.machine import first_device
 from burnish.recipe.recipe import Recipe
 
 
@@ -74,8 +75,7 @@ def in_training(recipe: Recipe, device: torch.device, divide: Callable[[Policy],
 def device_of(name: str) -> torch.device:
     """The device of that name; "auto" is the accelerator if there is one. Raises ValueError for one that is absent."""
     if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+        return first_device()
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
