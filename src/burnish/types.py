@@ -177,6 +177,11 @@ class Scores:
         values = torch.where(valid, values, torch.full_like(values, torch.nan))
         return Scores(values, {name: values}, valid, {name: tuple(notes)} if notes is not None else {})
 
+    def noted(self) -> Scores:
+        """The same with notes on every part, empty ones where there were none: so that it can be joined with others."""
+        nothing = ("",) * len(self.total)
+        return replace(self, notes={part: self.notes.get(part, nothing) for part in self.parts})
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -226,6 +231,23 @@ def _rows(value: Any, index: Tensor) -> Any:
         return {name: _rows(v, index) for name, v in value.items()}
     if isinstance(value, (Rollout, Tokens, Latents, Scores, Batch)):
         return replace(value, **{f.name: _rows(getattr(value, f.name), index) for f in fields(value)})
+    return value
+
+
+def moved(record: R, device: torch.device) -> R:
+    """A record with all its tensors on a device."""
+    return _moved(record, device)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_moved(v, device) for v in value)
+    if isinstance(value, Mapping):
+        return {name: _moved(v, device) for name, v in value.items()}
+    if isinstance(value, (Rollout, Tokens, Latents, Scores, Batch)):
+        return replace(value, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})
     return value
 
 

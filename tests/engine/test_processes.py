@@ -11,11 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import several
 import tiny_diffusers
-import torch
+from runs_apart import CLOSE, CLOSE_IN_FLOAT32, apart, apart_of
 from toy_run import lines
 
 from burnish.engine import checkpoint
@@ -25,10 +24,6 @@ from burnish.recipe.read import read
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[1]
-# Sums are taken in another order, and matrix products of other shapes round differently. Largest relative difference of
-# anything that a run leaves behind, after three steps: measured 4e-16 in float64 and 1.2e-7 in float32, in which the
-# toy flow keeps its states and weights.
-CLOSE, CLOSE_IN_FLOAT32 = 1e-12, 5e-6
 # A real network in float32, where Adam enlarges what rounding made: measured 1e-5, with whole weights and divided ones.
 CLOSE_OF_A_NETWORK = 5e-5
 
@@ -71,50 +66,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Several]:
     assert runs.program.stdin
     runs.program.stdin.close()
     runs.program.wait(30)
-
-
-def apart(one: Path, other: Path) -> float:
-    """The largest difference of any metric, weight, copy, moment, evaluation and sample of two runs, relative above 1.
-
-    Names, steps, prompts, ids and whatever else is not a number are equal.
-    """
-    known = [lines(folder) for folder in (one, other)]
-    last = [checkpoint.latest(folder) for folder in (one, other)]
-    assert last[0] and last[1] and last[0].name == last[1].name
-    kept = [checkpoint.read(path) for path in last]
-    for folder in (one, other):
-        assert not list((folder / "checkpoints").glob(".*"))
-    files = [sorted(f"{p.parent.name}/{p.name}" for p in folder.glob("*/*.json")) for folder in (one, other)]
-    assert files[0] == files[1] and files[0]
-    told = [[json.loads((folder / name).read_text()) for name in files[0]] for folder in (one, other)]
-    values = []
-    for folder in (one, other):
-        found = {}
-        for path in sorted(folder.glob("evaluations/*.npz")):
-            with np.load(path) as file:
-                found |= {f"{path.name} {name}": file[name] for name in file.files}
-        values.append(found)
-    states = [{"weights": dict(k.weights), "optimiser": dict(k.optimiser), "memory": dict(k.memory)} for k in kept]
-    assert kept[0].updates == kept[1].updates
-    pairs = ((known, "metrics"), (told, "json"), (values, "npz"), (states, "checkpoint"))
-    return max(_apart(pair[0], pair[1], what) for pair, what in pairs)
-
-
-def _apart(a, b, where: str) -> float:
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), (where, a.keys() ^ b.keys())
-        return max((_apart(a[k], b[k], f"{where}.{k}") for k in a), default=0.0)
-    if isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        return max((_apart(x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(a, b, strict=True))), default=0.0)
-    if isinstance(a, (torch.Tensor, np.ndarray, float)):
-        x, y = (torch.as_tensor(v, dtype=torch.float64) for v in (a, b))
-        assert x.shape == y.shape, where
-        assert torch.equal(x.isnan(), y.isnan()), where
-        gap = ((x - y).abs() / x.abs().clamp(min=1)).nan_to_num()
-        return float(gap.max()) if gap.numel() else 0.0
-    assert a == b, (where, a, b)
-    return 0.0
 
 
 @pytest.mark.parametrize(
@@ -161,7 +112,7 @@ def test_a_run_of_divided_weights_goes_on_with_whole_ones_and_back(run: Several)
     place = run.done("nft+shard", 2, "dividing", resume=True)
     ends = [checkpoint.read(path) for folder in (whole, place) if (path := checkpoint.latest(folder))]
     states = [{"weights": dict(end.weights), "optimiser": dict(end.optimiser)} for end in ends]
-    assert _apart(*states, "checkpoint") < CLOSE_OF_A_NETWORK
+    assert apart_of(*states, "checkpoint") < CLOSE_OF_A_NETWORK
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,9 @@ def test_no_caption_of_a_motion_is_true_of_its_mistake():
 
 @pytest.mark.slow
 def test_clip_and_quality_score(made):
-    main(["clip", "--seconds", "3", "--out", str(made / "clip")])
-    main(["quality", "--tokenizer", str(made / "tokenizer"), "--seconds", "1", "--out", str(made / "quality")])
+    main(["clip", "--seconds", "1", "--batch", "8", "--out", str(made / "clip")])
+    asked = ["--tokenizer", str(made / "tokenizer"), "--seconds", "1", "--scenes", "64"]
+    main(["quality", *asked, "--out", str(made / "quality")])
     images, prompts = torch.rand(2, 3, 64, 64), heldout(2)
     clip = ClipScore(weights=str(made / "clip")).load(CPU)(images, prompts)
     quality = ImageClassifier(weights=str(made / "quality"), output="value").load(CPU)(images, prompts)

@@ -37,6 +37,7 @@ from burnish.types import Batch, Rollout, Scores, concatenate, take
 FREE = (
     "steps",
     "device",
+    "learners",
     "shard",
     "overlap",
     "suites",
@@ -61,7 +62,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter
     with layout() as place:
         ranks = place.ranks
         folder = Path(ranks.first(lambda: str(folder)))
-        start = ranks.first(lambda: _start(folder, facts, resume))
+        start = ranks.first(lambda: start_of(folder, facts, resume))
         speaks = (reporter or Reporter(folder)) if ranks.leads else Nowhere()
         with interruptible() as interruption, closing(speaks):
             try:
@@ -201,10 +202,10 @@ class Run:
         with policy.using(recipe.objective.needs().draw_from), Ahead(score, place.device) as ahead:
             drawn = ahead if recipe.overlap else None
             with lap("draw"):
-                rollout = recipe.source.draw(policy, step, recipe.seed, scorer=scorer, places=groups, drawn=drawn)
+                rollout = place.source.draw(policy, step, recipe.seed, scorer=scorer, places=groups, drawn=drawn)
             with lap("score"):  # what is left of it
                 scores = ahead.scores() if recipe.overlap else score(rollout)
-                found = settled((rollout, scores), recipe.flat_groups, recipe.source, policy, scorer, step, recipe.seed)
+                found = settled((rollout, scores), recipe.flat_groups, place.source, policy, scorer, step, recipe.seed)
         with lap("score"), lap("recompute"):
             seen = glance(found.rollout.media, found.rollout.group)
             annotated = place.learner.annotate(found.rollout, recipe.advantage.reads_reference)
@@ -257,7 +258,7 @@ class Run:
         raise Stopped(number, sentence)
 
 
-def _start(folder: Path, facts: Mapping[str, Any], resume: bool) -> Checkpoint | None:
+def start_of(folder: Path, facts: Mapping[str, Any], resume: bool) -> Checkpoint | None:
     """Where to go on from. Raises ValueError rather than write over a run, or mix two."""
     recipe = folder / "recipe.yaml"
     if not recipe.exists():

@@ -210,9 +210,7 @@ class ScoresTogether(Scorer):
         at = self._ranks.share(len(prompts))
         mine = None
         if len(at):
-            found = self._scorer(images[at.start : at.stop], prompts[at.start : at.stop])
-            # Every part has a note on every sample, so that shares can be joined.
-            mine = replace(found, notes={part: found.notes.get(part, ("",) * len(at)) for part in found.parts})
+            mine = self._scorer(images[at.start : at.stop], prompts[at.start : at.stop]).noted()
         return concatenate([one for one in self._ranks.gathered(mine) if one is not None])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from burnish.core import Policy, Scorer, Source
 from burnish.formulas.groups import flat
 from burnish.laps import lap
-from burnish.types import Rollout, Scores, concatenate, take
+from burnish.types import Rollout, Scores, concatenate, moved, take
 
 ATTEMPTS = 4  # draws of one step, the first included, before a flat group is given up
 
@@ -58,14 +58,9 @@ def scored(rollout: Rollout, scorer: Scorer, name: str, step: int) -> Scores:
             f"({rollout.prompts[i].text!r}), scored {float(found.total[i])} and called valid; "
             "a score that cannot be computed is valid = False (Scores.of does that by itself)"
         )
-    device = rollout.logp.device
-    notes = {part: found.notes.get(part, ("",) * b) for part in found.parts}  # every part, so that draws can be joined
-    return Scores(
-        found.total.detach().to(device),
-        {part: value.detach().to(device) for part, value in found.parts.items()},
-        found.valid.to(device),
-        notes,
-    )
+    total = found.total.detach()
+    parts = {name: value.detach() for name, value in found.parts.items()}
+    return moved(replace(found, total=total, parts=parts).noted(), rollout.logp.device)
 
 
 def settled(

@@ -148,7 +148,8 @@ def _with_near_misses(
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="burnish world clip", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=Settings.seconds)
+    parser.add_argument("--batch", type=int, default=Settings.batch, help="pictures a step")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--out", type=Path, required=True)
     known = parser.parse_args(argv)
-    train(Settings(seconds=known.seconds, seed=known.seed), known.out)
+    train(Settings(seconds=known.seconds, batch=known.batch, seed=known.seed), known.out)

@@ -73,7 +73,7 @@ def train(out: Path, examples: Examples, labels: dict[int, str], seconds: float,
     (out / "log.json").write_text(json.dumps({"steps": step, "log": log}, indent=1) + "\n")
 
 
-def realism_examples(tokenizer: Path, text: Path, classes: Path, seed: int, each: int = 4000) -> Examples:
+def realism_examples(tokenizer: Path, text: Path, classes: Path, seed: int, each: int) -> Examples:
     """Half rendered scenes seen through the tokenizer (label 1, real), half samples of the base models (label 0)."""
     vq = load_vq(tokenizer, None).eval()
     scenes = [scene for _, scene in captions(2 * each, generator(seed, "realism"))]
@@ -97,7 +97,7 @@ def realism_examples(tokenizer: Path, text: Path, classes: Path, seed: int, each
     return at
 
 
-def quality_examples(tokenizer: Path, seed: int, each: int = 3000) -> Examples:
+def quality_examples(tokenizer: Path, seed: int, each: int) -> Examples:
     """Rendered scenes, half of them seen through the tokenizer, each damaged by a random amount; the target is what is
     left of their quality."""
     vq = load_vq(tokenizer, None).eval()
@@ -148,13 +148,20 @@ def main(kind: str, argv: list[str]) -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--classes", type=Path)
     parser.add_argument("--seconds", type=float, default=180.0)
+    parser.add_argument("--scenes", type=int, default=4000 if kind == "realism" else 3000, help="pictures of each sort")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     known = parser.parse_args(argv)
     if kind == "realism" and not (known.text and known.classes):
         parser.error("realism needs --text and --classes, the base models whose drawings it learns to recognise")
     if kind == "realism":
-        examples = realism_examples(known.tokenizer, known.text, known.classes, known.seed)
+        examples = realism_examples(known.tokenizer, known.text, known.classes, known.seed, known.scenes)
         train(known.out, examples, {0: "drawn", 1: "real"}, known.seconds, known.seed)
     else:
-        train(known.out, quality_examples(known.tokenizer, known.seed), {0: "quality"}, known.seconds, known.seed)
+        train(
+            known.out,
+            quality_examples(known.tokenizer, known.seed, known.scenes),
+            {0: "quality"},
+            known.seconds,
+            known.seed,
+        )

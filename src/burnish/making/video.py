@@ -5,7 +5,7 @@
     burnish world video --autoencoder AUTOENCODER --seconds 300 --seed 1 --start TAUGHT --mistakes 0.3 --out FOLDER
 
 Videos of moving.py have nine frames here and not eight: Wan's encoder takes the first frame and then four at a time,
-and leaves out what remains (of eight frames, the last three). Nine are three frames of a latent.
+and leaves out what remains (of eight frames, the last three). Nine are five frames of a latent.
 
 A rectified flow as in making/denoisers.py. The text encoder, a UMT5, begins as the scenes' T5, whose function it has
 with one table of positions copied to every layer; words of motion begin at random, and all is trained along.
@@ -120,7 +120,7 @@ def train(settings: Settings, autoencoder: Path, text: Path) -> tuple[Any, dict]
 
 
 @torch.no_grad()
-def encoded(vae: Any, pairs: Sequence[tuple[Any, Moving]], rows: int = 16) -> Float[Tensor, "n c 3 8 8"]:
+def encoded(vae: Any, pairs: Sequence[tuple[Any, Moving]], rows: int = 16) -> Float[Tensor, "n c 5 8 8"]:
     """Latents of videos, each channel shifted and scaled as the pipeline has them."""
     found = []
     for start in range(0, len(pairs), rows):

@@ -28,6 +28,24 @@ class Optim:
 
 
 @dataclass(frozen=True)
+class Learners:
+    """Processes that learn together on a Ray cluster, and what Ray sets aside for each."""
+
+    count: int = 1  # processes
+    cpus: float = 1.0  # processor cores of each
+    gpus: float = 0.0  # of each: 1, or 0
+    restarts: int = 3  # how often they may be started again, from the last checkpoint, when one of them dies
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"learners.count: expected 1 or more, got {self.count}")
+        if self.gpus not in (0, 1):
+            raise ValueError(f"learners.gpus: expected 0 or 1 for each process, got {self.gpus:g}")
+        if self.cpus < 0 or self.restarts < 0:
+            raise ValueError(f"learners: expected 0 or more, got cpus {self.cpus:g} and restarts {self.restarts}")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What a run does: which samples it draws, what it makes of them, and when it looks at itself."""
 
@@ -50,6 +68,7 @@ class Recipe:
     checkpoint_every: int = 50  # steps between checkpoints; one is always written at the end
     keep_checkpoints: int = 2  # older ones are removed
     samples_every: int = 10  # steps between saved sample grids
+    learners: Learners | None = None  # processes on a Ray cluster; None: this one, or those of torchrun
     device: str = "auto"  # auto takes the accelerator if there is one
     overlap: bool = False  # score a part of a step (the source's rows) while the next one is drawn
     shard: bool = False  # divide weights, moments and copies among the processes of the run (FSDP2); alone: do not

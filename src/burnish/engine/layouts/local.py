@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from burnish.core import Advantage, Copy, Objective, Policy, Scorer
+from burnish.core import Advantage, Copy, Hires, Objective, Policy, Scorer, Source
 from burnish.engine.learner import Learner
 from burnish.engine.memory import Memories, begun
 from burnish.engine.ranks import Alone, Ranks
@@ -26,6 +27,7 @@ class Place:
 
     device: torch.device
     policy: Policy
+    source: Source  # at work
     scorer: Scorer
     measures: Mapping[str, Scorer]
     learner: Learner
@@ -45,28 +47,48 @@ class Local:
         return built(recipe, device_of(recipe.device), self.ranks)
 
 
-def built(
-    recipe: Recipe, device: torch.device, ranks: Ranks, divide: Callable[[Policy], None] = lambda policy: None
-) -> Place:
+Divide = Callable[[Policy], None]
+
+
+def undivided(policy: Policy) -> None:
+    """Every process has all weights."""
+
+
+def built(recipe: Recipe, device: torch.device, ranks: Ranks, divide: Divide = undivided) -> Place:
     """What a recipe names, in this process. `divide` may divide the policy's weights."""
-    # Fresh weights (an adapter's, say) come from torch's own stream: the same seed gives the same ones.
-    torch.manual_seed(recipe.seed)
-    policy = in_training(recipe, device, divide)
+    policy = _copied(recipe, _begun(recipe, device, divide))
     scorer = recipe.reward.load(device)
     measures = {name: reward.load(device) for name, reward in recipe.measures.items()}
     learner = Learner(policy, recipe.optim, recipe.objective.needs(), recipe.seed, recipe.steps, ranks)
     advantage, weighing = begun(recipe.advantage, policy, "advantage", scorer)
     objective, losing = begun(recipe.objective, policy, "objective", scorer)
     memories = Memories({**weighing, **losing})
-    return Place(device, policy, scorer, measures, learner, advantage, objective, memories, ranks)
+    source = recipe.source
+    if isinstance(source, Hires):
+        source = source.hired(partial(_begun, recipe))
+    return Place(device, policy, source, scorer, measures, learner, advantage, objective, memories, ranks)
 
 
-def in_training(recipe: Recipe, device: torch.device, divide: Callable[[Policy], None] = lambda policy: None) -> Policy:
+def in_training(recipe: Recipe, device: torch.device) -> Policy:
     """The policy of a recipe, with the copies of its weights that objective and advantage ask for."""
+    return _copied(recipe, _trained(recipe, device))
+
+
+def _begun(recipe: Recipe, device: torch.device, divide: Divide = undivided) -> Policy:
+    # Fresh weights (an adapter's, say) come from torch's own stream: the same seed gives the same ones.
+    torch.manual_seed(recipe.seed)
+    return _trained(recipe, device, divide)
+
+
+def _trained(recipe: Recipe, device: torch.device, divide: Divide = undivided) -> Policy:
     policy = recipe.policy.load(device)
     divide(policy)
     if recipe.optim.only:
         policy.narrow(recipe.optim.only)
+    return policy
+
+
+def _copied(recipe: Recipe, policy: Policy) -> Policy:
     extra = {"reference": Copy()} if recipe.advantage.reads_reference else {}
     policy.keep({**extra, **recipe.objective.needs().copies})
     return policy

@@ -45,6 +45,11 @@ BUCKET = 2**24  # numbers of gradients that are summed at once
 SAID = [Checkpoint, Elsewhere, Evaluation, Glance, Latents, Mean, Plan, Prompt, Rollout, Scores, Tokens]
 
 
+def backend(accelerated: bool) -> str:
+    """What torch.distributed sums and talks by."""
+    return "cpu:gloo,cuda:nccl" if accelerated else "gloo"
+
+
 class Lost(ValueError):
     """Another process failed, ended, or does not answer. It is not told to the others: they know."""
 
@@ -53,8 +58,9 @@ class Processes:
     """The layout of as many processes as WORLD_SIZE says, of which this is RANK."""
 
     def __init__(self) -> None:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
+        self._opened = not dist.is_initialized()  # Ray Train has done it
+        if self._opened:
+            dist.init_process_group(backend(torch.cuda.is_available()), timeout=PATIENCE)
         self.ranks = Company(dist.get_rank(), dist.get_world_size())
 
     def build(self, recipe: Recipe) -> Place:
@@ -70,7 +76,8 @@ class Processes:
         return built(recipe, device, self.ranks, partial(_divide, device.type))
 
     def close(self) -> None:
-        dist.destroy_process_group()
+        if self._opened:
+            dist.destroy_process_group()
 
     def _device(self, name: str) -> torch.device:
         device = device_of(name)

@@ -1,0 +1,135 @@
+"""Workers on a Ray cluster (Moritz et al. 2018, arXiv:1712.05889): actors that answer calls, and are replaced if lost.
+
+Ray is an extra, `pip install 'burnish[ray]'`. A running cluster is joined (RAY_ADDRESS, or one that `ray start` began
+on this machine); without one, all of this machine becomes one for as long as the program runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish.machine import first_device
+
+PATIENCE = 600.0  # seconds in which a cluster has to start the workers it was asked for
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many workers, and what Ray sets aside for each."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be 1 or more, got {self.workers}")
+        if self.cpus < 0 or self.gpus < 0:
+            raise ValueError(f"cpus and gpus must be 0 or more, got {self.cpus} and {self.gpus}")
+
+
+class Crew:
+    """Workers that were made alike: `make`, called in each with the device it may use, gives what answers its calls.
+
+    A worker that is lost is made again, on another machine if need be, and its call is repeated. They end with this.
+    Raises ValueError if ray is missing, if the cluster does not start them, and what `make` raises.
+    """
+
+    def __init__(self, make: Callable[[torch.device], Callable[..., Any]], size: Size) -> None:
+        self._ray = connected()
+        kind = self._ray.remote(
+            num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=-1, max_task_retries=-1, max_concurrency=1
+        )(_Worker)
+        self._workers = [kind.remote(Luggage.of(make), size.gpus > 0) for _ in range(size.workers)]
+        try:
+            self._heard([worker.ready.remote() for worker in self._workers], PATIENCE)
+        except self._ray.exceptions.GetTimeoutError as problem:
+            there = {name: n for name, n in self._ray.cluster_resources().items() if name in ("CPU", "GPU")}
+            raise ValueError(
+                f"the Ray cluster, of {there}, did not start {size.workers} workers of {size.cpus:g} cpus and "
+                f"{size.gpus:g} gpus within {PATIENCE / 60:.0f} minutes"
+            ) from problem
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def share(self, value: Any) -> Any:
+        """A value that calls pass on: it is sent to a machine once."""
+        return self._ray.put(value)
+
+    def calls(self, asked: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """The answers to these arguments, in their order, each as soon as it is there. Workers take turns.
+
+        Raises ValueError with what a call has raised.
+        """
+        waiting = [self._workers[i % len(self)].do.remote(*arguments) for i, arguments in enumerate(asked)]
+        for answer in waiting:
+            yield self._heard(answer)
+
+    def _heard(self, answer: Any, within: float | None = None) -> Any:
+        try:
+            return self._ray.get(answer, timeout=within)
+        except self._ray.exceptions.RayTaskError as problem:
+            raise ValueError(told(problem)) from problem
+        except self._ray.exceptions.RayActorError as problem:  # its `make` failed, in whichever manner
+            raise ValueError(f"a worker could not be started: {told(problem)}") from problem
+
+
+@dataclass(frozen=True)
+class Luggage:
+    """Something that is opened in another process, which finds modules where this one does."""
+
+    packed: bytes
+    path: Sequence[str]
+
+    @staticmethod
+    def of(thing: Any) -> Luggage:
+        from ray import cloudpickle
+
+        return Luggage(cloudpickle.dumps(thing), [str(Path(place).resolve()) for place in sys.path])
+
+    def opened(self) -> Any:
+        sys.path.extend(place for place in self.path if place not in sys.path)
+        return pickle.loads(self.packed)
+
+
+class _Worker:
+    """The actor."""
+
+    def __init__(self, make: Luggage, accelerated: bool) -> None:
+        self._work = make.opened()(first_device() if accelerated else torch.device("cpu"))
+
+    def ready(self) -> None: ...
+
+    def do(self, *arguments: Any) -> Any:
+        return self._work(*arguments)
+
+
+def told(problem: BaseException) -> str:
+    """What went wrong in a worker, without the way it came: a ValueError's own sentence, or the kind and its words."""
+    cause = getattr(problem, "cause", None) or problem.__cause__
+    if isinstance(cause, BaseException):
+        return told(cause)
+    return str(problem) if isinstance(problem, ValueError) else f"{type(problem).__name__}: {problem}"
+
+
+def connected(log: bool = False) -> Any:
+    """The module ray, after joining or starting a cluster. Raises ValueError if it is not installed.
+
+    log  show here what workers print
+    """
+    try:
+        import ray
+    except ImportError as problem:
+        raise ValueError("workers on a Ray cluster need ray: pip install 'burnish[ray]'") from problem
+    if not ray.is_initialized():
+        ray.init(log_to_driver=log, include_dashboard=False, logging_level=logging.WARNING)
+    return ray

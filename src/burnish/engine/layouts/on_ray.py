@@ -1,0 +1,95 @@
+"""Learners on a Ray cluster: Ray Train starts the processes, and again, from the last checkpoint, when one has died.
+
+    burnish train RECIPE learners.count=4 learners.gpus=1
+
+Each learner is a process of processes.py, wherever Ray puts it. The folder of the run has to be one that all machines
+see. Workers that draw and score are beside this: `source.on_ray` and `reward.on_ray`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from burnish.crew import Luggage, connected, told
+from burnish.engine.layouts.processes import PATIENCE, Lost, backend
+from burnish.engine.loop import start_of, train
+from burnish.engine.reporter import Reporter
+from burnish.recipe.encode import encode
+from burnish.recipe.recipe import Recipe
+
+NOTES = "ray"  # Ray Train's own, in the folder of the run, while it is at work
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a learner is told: the recipe, and the surroundings of the command that it stands in for."""
+
+    recipe: Recipe
+    folder: Path
+    resume: bool
+    warnings: Sequence[str]
+    place: Path
+    command: Sequence[str]
+
+
+def train_on_ray(recipe: Recipe, folder: Path, resume: bool, warnings: Sequence[str] = ()) -> Path:
+    """As `train`, by learners on a cluster, and return the folder.
+
+    A learner that dies (killed, out of memory, its machine gone) has all of them started again, as often as the recipe
+    says, and they go on from the last checkpoint. Raises ValueError if ray is missing, if they died too often, and with
+    their own sentence where one of them raises it. Interrupted, they end at once; the last checkpoint stays whole.
+    """
+    assert recipe.learners is not None
+    start_of(folder, encode(recipe), resume)  # raises, if it cannot
+    ray, size = connected(log=True), recipe.learners
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    asked = Asked(recipe, folder.resolve(), resume, warnings, Path.cwd(), sys.argv)
+    trainer = TorchTrainer(
+        learn,
+        train_loop_config={"asked": Luggage.of(asked)},
+        torch_config=TorchConfig(backend=backend(size.gpus > 0), timeout_s=PATIENCE.seconds),
+        scaling_config=ScalingConfig(
+            num_workers=size.count,
+            use_gpu=size.gpus > 0,
+            resources_per_worker={"CPU": size.cpus, **({"GPU": size.gpus} if size.gpus else {})},
+        ),
+        run_config=RunConfig(
+            storage_path=str(folder.resolve()), name=NOTES, failure_config=FailureConfig(max_failures=size.restarts)
+        ),
+    )
+    try:
+        sentence = trainer.fit().return_value
+    except ray.train.TrainingFailedError as problem:
+        raise ValueError(
+            f"learners died {size.restarts + 1} times, the last of them so: {told(problem)}. "
+            "The last checkpoint is whole; resume the run to go on from there"
+        ) from problem
+    finally:
+        shutil.rmtree(folder / NOTES, ignore_errors=True)
+    if sentence:
+        raise ValueError(sentence)
+    return folder
+
+
+def learn(config: dict[str, Any]) -> str:
+    """One learner. Returns the sentence it ended with, if it ended with one: starting it again would change nothing."""
+    asked: Asked = config["asked"].opened()
+    if asked.place.is_dir():
+        os.chdir(asked.place)  # what the recipe names by a relative path is looked for from here
+    sys.argv = list(asked.command)
+    again = asked.resume or (asked.folder / "recipe.yaml").exists()
+    try:
+        train(asked.recipe, asked.folder, again, Reporter(asked.folder, warnings=asked.warnings))
+    except Lost:
+        raise
+    except ValueError as problem:
+        return str(problem)
+    return ""

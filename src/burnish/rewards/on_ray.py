@@ -1,0 +1,67 @@
+"""A reward asked of workers on a Ray cluster: reward models on other machines, several pictures at once.
+
+Every worker loads the reward; the pictures of a call are shared out among them. With `overlap: true` they score a part
+of a step while the next one is drawn. In a run of several processes each has workers of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burnish.core import Reward, Scorer
+from burnish.crew import Crew, Size
+from burnish.types import Prompt, Scores, concatenate, moved
+
+
+@dataclass(frozen=True)
+class OnRay(Reward):
+    """`of`, loaded by each worker. What comes back has no gradient."""
+
+    of: Reward  # what scores
+    workers: int = 1  # that load it
+    cpus: float = 1.0  # set aside for each
+    gpus: float = 0.0  # set aside for each; less than 1 is a share of one
+
+    def __post_init__(self) -> None:
+        Size(self.workers, self.cpus, self.gpus)
+
+    @property
+    def videos(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """If the reward inside reads them."""
+        return self.of.videos
+
+    def load(self, device: torch.device) -> Scorer:
+        """Start the workers. Raises ValueError if that fails, and what the reward raises."""
+        return _RayScorer(Crew(partial(_Scoring, self.of), Size(self.workers, self.cpus, self.gpus)))
+
+
+class _RayScorer(Scorer):
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+
+    def __call__(self, images: Float[Tensor, "b *f 3 h w"], prompts: Sequence[Prompt]) -> Scores:
+        shares = [at for at in torch.arange(len(prompts)).chunk(len(self._crew)) if len(at)]
+        here = images.detach().cpu()
+        return concatenate(list(self._crew.calls([(here[at], [prompts[i] for i in at.tolist()]) for at in shares])))
+
+
+class _Scoring:
+    """What a worker does."""
+
+    def __init__(self, of: Reward, device: torch.device) -> None:
+        self._scorer, self._device = of.load(device), device
+
+    def __call__(self, images: Float[Tensor, "b *f 3 h w"], prompts: Sequence[Prompt]) -> Scores:
+        with torch.no_grad():
+            found = self._scorer(images.to(self._device), prompts)
+        if not isinstance(found, Scores):
+            raise ValueError(
+                f"a reward returns Scores (Scores.of(name, values) makes them), not {type(found).__name__}"
+            )
+        return moved(found.noted(), torch.device("cpu"))

@@ -1,0 +1,138 @@
+"""Learners, drawers and rewards on a Ray cluster give the run that one process gives, also when some of them die."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import several
+import torch
+from ray_toys import Mortal, Tells
+from runs_apart import CLOSE, apart
+from toy_run import lines
+
+from burnish.core import Reward
+from burnish.crew import Luggage
+from burnish.engine.layouts.on_ray import Asked, learn, train_on_ray
+from burnish.engine.loop import train
+from burnish.engine.reporter import Reporter
+from burnish.recipe.recipe import Learners, Recipe
+from burnish.rewards.on_ray import OnRay
+from burnish.sources.on_ray import OnRay as DrawnOnRay
+from burnish.types import Prompt
+
+ray = pytest.importorskip("ray", reason="ray is an extra")
+pytestmark = pytest.mark.slow
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """Workers wait more than they work here: there may be more of them than cores."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def asked(n: int) -> tuple[torch.Tensor, list[Prompt]]:
+    return torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(0)), [
+        Prompt(f"p{i}", f"text {i}") for i in range(n)
+    ]
+
+
+def test_scores_of_workers_are_those_of_the_reward():
+    images, prompts = asked(5)
+    images[3] = 0
+    alone, together = Tells().load(CPU)(images, prompts), OnRay(Tells(), workers=2).load(CPU)(images, prompts)
+    torch.testing.assert_close(together.total, alone.total, equal_nan=True, rtol=0, atol=0)
+    assert together.valid.tolist() == alone.valid.tolist() == [True, True, True, False, True]
+    said = [note.split(" by ") for note in together.notes["tells"]]
+    assert [text for text, _ in said] == [f"text {i}" for i in range(5)]
+    assert len({process for _, process in said}) == 2 and str(os.getpid()) not in {process for _, process in said}
+
+
+def test_fewer_pictures_than_workers():
+    images, prompts = asked(1)
+    assert OnRay(Tells(), workers=3).load(CPU)(images, prompts).total.tolist() == [float(images[0, 0, 0, 0])]
+
+
+def test_a_worker_that_dies_is_replaced_and_asked_again(tmp_path: Path):
+    images, prompts = asked(4)
+    scorer = OnRay(Mortal(Tells(), str(tmp_path / "died")), workers=2).load(CPU)
+    assert scorer(images, prompts).total.tolist() == images[:, 0, 0, 0].tolist()
+    assert (tmp_path / "died").exists()
+
+
+def test_what_goes_wrong_in_a_worker_is_a_sentence():
+    scorer = OnRay(Tells()).load(CPU)
+    images, _ = asked(1)
+    with pytest.raises(ValueError, match=r"^KeyError: 'no such endpoint'$"):
+        scorer(images, [Prompt("p", "wrong")])
+    with pytest.raises(ValueError, match="no weights at all"):
+        OnRay(Tells(broken=True)).load(CPU)
+
+
+def test_a_cluster_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("burnish.crew.PATIENCE", 1.0)
+    with pytest.raises(ValueError, match="did not start 1 workers of 100 cpus and 0 gpus"):
+        OnRay(Tells(), cpus=100).load(CPU)
+
+
+def test_it_scores_what_the_reward_inside_scores():
+    assert OnRay(Tells()).videos and not OnRay(several.Bright()).videos and not OnRay(several.Bright()).differentiable
+
+
+def ran(recipe: Recipe, folder: Path) -> Path:
+    return train(recipe, folder, reporter=Reporter(folder, quiet=True))
+
+
+@pytest.mark.parametrize("name", ["raster", "refill", "flow"])
+def test_samples_of_workers_make_the_same_run(tmp_path: Path, name: str):
+    """Three updates: what is drawn by old weights would tell."""
+    recipe = several.NAMED[name]()
+    there = replace(recipe, source=DrawnOnRay(recipe.source, workers=2), reward=hired(recipe.reward), overlap=True)
+    gap = apart(ran(recipe, tmp_path / "here"), ran(there, tmp_path / "there"))
+    assert gap < (1e-5 if several.in_float32(name) else CLOSE)
+
+
+def hired(reward: Reward) -> Reward:
+    return OnRay(reward, workers=2, cpus=0.5)
+
+
+def test_learners_that_die_go_on_from_the_last_checkpoint(tmp_path: Path):
+    recipe, died = several.NAMED["everything"](), tmp_path / "died"
+    mortal = Mortal(recipe.reward, str(died), call=8, rank=1)
+    there = replace(recipe, reward=mortal, learners=Learners(2, restarts=2))
+    folder = train_on_ray(there, tmp_path / "learners", False)
+    assert died.exists() and not (folder / "ray").exists()
+    assert [row["step"] for row in lines(folder)] == list(range(recipe.steps + 1))
+    assert apart(ran(recipe, tmp_path / "alone"), folder) < CLOSE
+    assert len(json.loads((folder / "environment.json").read_text())["resumed"]) == 1
+
+
+def test_a_learner_ends_with_its_sentence_and_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["burnish", "train"])
+    asked = Asked(several.NAMED["leader_fails"](), tmp_path / "run", False, (), tmp_path, ["burnish", "train", "it"])
+    assert "the reward failed at step 2: KeyError: 'no such endpoint'" in learn({"asked": Luggage.of(asked)})
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert facts["command"] == "burnish train it"
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_learners_start(tmp_path: Path):
+    there = replace(several.NAMED["raster"](), learners=Learners(2))
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(ValueError, match="holds a run already"):
+        train_on_ray(there, tmp_path, False)
+    with pytest.raises(ValueError, match="there is no run to resume"):
+        train_on_ray(there, tmp_path / "none", True)
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"gpus": 0.5}, {"restarts": -1}])
+def test_wrong_learners_are_refused(wrong: dict):
+    with pytest.raises(ValueError, match=r"^learners"):
+        Learners(**wrong)
