@@ -529,15 +529,6 @@ class Source(ABC):
         """How suites draw, and whoever else only looks."""
 
 
-@runtime_checkable
-class Hires(Protocol):
-    """A source may have others draw, who need a policy of their own. It is asked once, when a run begins."""
-
-    def hired(self, load: Callable[[torch.device], Policy]) -> Source:
-        """The source at work. `load` gives the run's policy on a device, with the weights that it starts from."""
-        ...
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """One pass of a suite. `values` holds one row a sample, so that two passes can be compared in pairs."""

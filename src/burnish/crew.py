@@ -11,6 +11,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,18 @@ PATIENCE = 600.0  # seconds in which a cluster has to start the workers it was a
 
 
 @dataclass(frozen=True)
-class Size:
-    """How many workers, and what Ray sets aside for each."""
+class Workers:
+    """How many, and what Ray sets aside for each."""
 
-    workers: int
-    cpus: float
-    gpus: float
+    count: int = 1  # workers
+    cpus: float = 1.0  # processor cores of each
+    gpus: float = 0.0  # of each; less than 1 is a share of one
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be 1 or more, got {self.workers}")
+        if self.count < 1:
+            raise ValueError(f"workers: count must be 1 or more, got {self.count}")
         if self.cpus < 0 or self.gpus < 0:
-            raise ValueError(f"cpus and gpus must be 0 or more, got {self.cpus} and {self.gpus}")
+            raise ValueError(f"workers: cpus and gpus must be 0 or more, got {self.cpus:g} and {self.gpus:g}")
 
 
 class Crew:
@@ -43,18 +44,18 @@ class Crew:
     Raises ValueError if ray is missing, if the cluster does not start them, and what `make` raises.
     """
 
-    def __init__(self, make: Callable[[torch.device], Callable[..., Any]], size: Size) -> None:
+    def __init__(self, make: Callable[[torch.device], Callable[..., Any]], size: Workers) -> None:
         self._ray = connected()
         kind = self._ray.remote(
             num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=-1, max_task_retries=-1, max_concurrency=1
         )(_Worker)
-        self._workers = [kind.remote(Luggage.of(make), size.gpus > 0) for _ in range(size.workers)]
+        self._workers = [kind.remote(Luggage.of(make), size.gpus > 0) for _ in range(size.count)]
         try:
             self._heard([worker.ready.remote() for worker in self._workers], PATIENCE)
         except self._ray.exceptions.GetTimeoutError as problem:
             there = {name: n for name, n in self._ray.cluster_resources().items() if name in ("CPU", "GPU")}
             raise ValueError(
-                f"the Ray cluster, of {there}, did not start {size.workers} workers of {size.cpus:g} cpus and "
+                f"the Ray cluster, of {there}, did not start {size.count} workers of {size.cpus:g} cpus and "
                 f"{size.gpus:g} gpus within {PATIENCE / 60:.0f} minutes"
             ) from problem
 
@@ -92,8 +93,7 @@ class Luggage:
 
     @staticmethod
     def of(thing: Any) -> Luggage:
-        from ray import cloudpickle
-
+        cloudpickle: Any = import_module("ray.cloudpickle")  # which packs lambdas and what __main__ defines
         return Luggage(cloudpickle.dumps(thing), [str(Path(place).resolve()) for place in sys.path])
 
     def opened(self) -> Any:

@@ -15,14 +15,12 @@ from ray_toys import Mortal, Tells
 from runs_apart import CLOSE, apart
 from toy_run import lines
 
-from burnish.core import Reward
-from burnish.crew import Luggage
+from burnish.crew import Luggage, Workers
 from burnish.engine.layouts.on_ray import Asked, learn, train_on_ray
 from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
 from burnish.recipe.recipe import Learners, Recipe
 from burnish.rewards.on_ray import OnRay
-from burnish.sources.on_ray import OnRay as DrawnOnRay
 from burnish.types import Prompt
 
 ray = pytest.importorskip("ray", reason="ray is an extra")
@@ -48,7 +46,7 @@ def asked(n: int) -> tuple[torch.Tensor, list[Prompt]]:
 def test_scores_of_workers_are_those_of_the_reward():
     images, prompts = asked(5)
     images[3] = 0
-    alone, together = Tells().load(CPU)(images, prompts), OnRay(Tells(), workers=2).load(CPU)(images, prompts)
+    alone, together = Tells().load(CPU)(images, prompts), OnRay(Tells(), Workers(2)).load(CPU)(images, prompts)
     torch.testing.assert_close(together.total, alone.total, equal_nan=True, rtol=0, atol=0)
     assert together.valid.tolist() == alone.valid.tolist() == [True, True, True, False, True]
     said = [note.split(" by ") for note in together.notes["tells"]]
@@ -58,12 +56,12 @@ def test_scores_of_workers_are_those_of_the_reward():
 
 def test_fewer_pictures_than_workers():
     images, prompts = asked(1)
-    assert OnRay(Tells(), workers=3).load(CPU)(images, prompts).total.tolist() == [float(images[0, 0, 0, 0])]
+    assert OnRay(Tells(), Workers(3)).load(CPU)(images, prompts).total.tolist() == [float(images[0, 0, 0, 0])]
 
 
 def test_a_worker_that_dies_is_replaced_and_asked_again(tmp_path: Path):
     images, prompts = asked(4)
-    scorer = OnRay(Mortal(Tells(), str(tmp_path / "died")), workers=2).load(CPU)
+    scorer = OnRay(Mortal(Tells(), str(tmp_path / "died")), Workers(2)).load(CPU)
     assert scorer(images, prompts).total.tolist() == images[:, 0, 0, 0].tolist()
     assert (tmp_path / "died").exists()
 
@@ -80,7 +78,7 @@ def test_what_goes_wrong_in_a_worker_is_a_sentence():
 def test_a_cluster_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("burnish.crew.PATIENCE", 1.0)
     with pytest.raises(ValueError, match="did not start 1 workers of 100 cpus and 0 gpus"):
-        OnRay(Tells(), cpus=100).load(CPU)
+        OnRay(Tells(), Workers(cpus=100)).load(CPU)
 
 
 def test_it_scores_what_the_reward_inside_scores():
@@ -91,17 +89,13 @@ def ran(recipe: Recipe, folder: Path) -> Path:
     return train(recipe, folder, reporter=Reporter(folder, quiet=True))
 
 
-@pytest.mark.parametrize("name", ["raster", "refill", "flow"])
+@pytest.mark.parametrize("name", ["refill", "dgpo"])
 def test_samples_of_workers_make_the_same_run(tmp_path: Path, name: str):
-    """Three updates: what is drawn by old weights would tell."""
+    """Three updates: what is drawn by old weights would tell. `dgpo` draws by an average of them."""
     recipe = several.NAMED[name]()
-    there = replace(recipe, source=DrawnOnRay(recipe.source, workers=2), reward=hired(recipe.reward), overlap=True)
+    there = replace(recipe, drawers=Workers(2), scorers=Workers(2, cpus=0.5), overlap=True)
     gap = apart(ran(recipe, tmp_path / "here"), ran(there, tmp_path / "there"))
     assert gap < (1e-5 if several.in_float32(name) else CLOSE)
-
-
-def hired(reward: Reward) -> Reward:
-    return OnRay(reward, workers=2, cpus=0.5)
 
 
 def test_learners_that_die_go_on_from_the_last_checkpoint(tmp_path: Path):
@@ -136,3 +130,5 @@ def test_a_folder_that_holds_a_run_is_refused_before_learners_start(tmp_path: Pa
 def test_wrong_learners_are_refused(wrong: dict):
     with pytest.raises(ValueError, match=r"^learners"):
         Learners(**wrong)
+    with pytest.raises(ValueError, match=r"^workers"):
+        Workers(**{name: -1 for name in wrong if name != "restarts"}, cpus=-1)

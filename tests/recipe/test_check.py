@@ -127,6 +127,8 @@ def test_fit(plain):
         f"reward: {__name__}:WantsGradient differentiates the reward, but jpeg has no gradient",
         f"objective: {__name__}:WantsGradient draws from a copy 'old' that it does not keep",
     )
+    faults = check(with_(plain, objective=f"{__name__}:WantsGradient", scorers={"count": 2})).faults
+    assert f"scorers: {__name__}:WantsGradient differentiates the reward, which workers cannot do" in " ".join(faults)
     assert fault(with_(plain, objective=f"{__name__}:WantsVelocity")) == (
         f"objective: {__name__}:WantsVelocity needs a Velocity, but policy llamagen is only a Policy"
     )

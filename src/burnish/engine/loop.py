@@ -38,6 +38,8 @@ FREE = (
     "steps",
     "device",
     "learners",
+    "drawers",
+    "scorers",
     "shard",
     "overlap",
     "suites",

@@ -127,6 +127,8 @@ def fit(recipe: Recipe) -> Iterator[str]:
             yield f"optim.by_step: {name} learns from whole samples, and not from single steps; false would work"
     if needs.reward_gradient and not recipe.reward.differentiable:
         yield f"reward: {name} differentiates the reward, but {_called(recipe.reward)} has no gradient"
+    if needs.reward_gradient and recipe.scorers:
+        yield f"scorers: {name} differentiates the reward, which workers cannot do; null would work"
     if recipe.policy.videos:
         yield from _videos(recipe)
     if needs.draw_from not in ("live", *needs.copies):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from burnish.core import Advantage, Objective, PolicySpec, Reward, Source, Suite
+from burnish.crew import Workers
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Recipe:
     keep_checkpoints: int = 2  # older ones are removed
     samples_every: int = 10  # steps between saved sample grids
     learners: Learners | None = None  # processes on a Ray cluster; None: this one, or those of torchrun
+    drawers: Workers | None = None  # on a Ray cluster, of each process; None: each draws itself
+    scorers: Workers | None = None  # on a Ray cluster, of each process, who load the reward; None: each scores itself
     device: str = "auto"  # auto takes the accelerator if there is one
     overlap: bool = False  # score a part of a step (the source's rows) while the next one is drawn
     shard: bool = False  # divide weights, moments and copies among the processes of the run (FSDP2); alone: do not

@@ -7,7 +7,7 @@ of a step while the next one is drawn. In a run of several processes each has wo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.core import Reward, Scorer
-from burnish.crew import Crew, Size
+from burnish.crew import Crew, Workers
 from burnish.types import Prompt, Scores, concatenate, moved
 
 
@@ -24,12 +24,7 @@ class OnRay(Reward):
     """`of`, loaded by each worker. What comes back has no gradient."""
 
     of: Reward  # what scores
-    workers: int = 1  # that load it
-    cpus: float = 1.0  # set aside for each
-    gpus: float = 0.0  # set aside for each; less than 1 is a share of one
-
-    def __post_init__(self) -> None:
-        Size(self.workers, self.cpus, self.gpus)
+    workers: Workers = field(default_factory=Workers)  # who load it
 
     @property
     def videos(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -38,7 +33,7 @@ class OnRay(Reward):
 
     def load(self, device: torch.device) -> Scorer:
         """Start the workers. Raises ValueError if that fails, and what the reward raises."""
-        return _RayScorer(Crew(partial(_Scoring, self.of), Size(self.workers, self.cpus, self.gpus)))
+        return _RayScorer(Crew(partial(_Scoring, self.of), self.workers))
 
 
 class _RayScorer(Scorer):
@@ -46,7 +41,7 @@ class _RayScorer(Scorer):
         self._crew = crew
 
     def __call__(self, images: Float[Tensor, "b *f 3 h w"], prompts: Sequence[Prompt]) -> Scores:
-        shares = [at for at in torch.arange(len(prompts)).chunk(len(self._crew)) if len(at)]
+        shares = torch.arange(len(prompts)).chunk(len(self._crew))  # none of them is empty
         here = images.detach().cpu()
         return concatenate(list(self._crew.calls([(here[at], [prompts[i] for i in at.tolist()]) for at in shares])))
 

@@ -13,12 +13,14 @@ from functools import partial
 
 import torch
 
-from burnish.core import Advantage, Copy, Hires, Objective, Policy, Scorer, Source
+from burnish.core import Advantage, Copy, Objective, Policy, Scorer, Source
+from burnish.engine.drawers import DrawnByWorkers
 from burnish.engine.learner import Learner
 from burnish.engine.memory import Memories, begun
 from burnish.engine.ranks import Alone, Ranks
 from burnish.machine import first_device
 from burnish.recipe.recipe import Recipe
+from burnish.rewards.on_ray import OnRay
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,16 @@ def undivided(policy: Policy) -> None:
 def built(recipe: Recipe, device: torch.device, ranks: Ranks, divide: Divide = undivided) -> Place:
     """What a recipe names, in this process. `divide` may divide the policy's weights."""
     policy = _copied(recipe, _begun(recipe, device, divide))
-    scorer = recipe.reward.load(device)
+    reward = OnRay(recipe.reward, recipe.scorers) if recipe.scorers else recipe.reward
+    scorer = reward.load(device)
     measures = {name: reward.load(device) for name, reward in recipe.measures.items()}
     learner = Learner(policy, recipe.optim, recipe.objective.needs(), recipe.seed, recipe.steps, ranks)
     advantage, weighing = begun(recipe.advantage, policy, "advantage", scorer)
     objective, losing = begun(recipe.objective, policy, "objective", scorer)
     memories = Memories({**weighing, **losing})
     source = recipe.source
-    if isinstance(source, Hires):
-        source = source.hired(partial(_begun, recipe))
+    if recipe.drawers:
+        source = DrawnByWorkers(source, partial(_begun, recipe), recipe.drawers)
     return Place(device, policy, source, scorer, measures, learner, advantage, objective, memories, ranks)
 
 
