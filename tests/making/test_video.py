@@ -128,15 +128,34 @@ def test_the_loss_falls_on_one_video_and_reaches_the_reader(vae):
     assert encoder.get_input_embeddings().weight.grad[row].abs().max() > 0
 
 
+def test_one_frame_is_convolved_as_among_three():
+    """And what joins frames in time begins by leaving them as they are."""
+    model = Videos().model
+    kinds = [part for part in model.modules() if type(part).__name__ == "WanCausalConv3d"]
+    conv = next(part for part in kinds if part.kernel_size == (3, 3, 3))
+    x = torch.randn(2, conv.in_channels, 1, 6, 6)
+    torch.testing.assert_close(conv(x), type(conv).forward(conv, x), atol=1e-5, rtol=1e-5)
+    x = torch.randn(2, conv.in_channels, 3, 6, 6)
+    torch.testing.assert_close(conv(x)[:, :, :1], conv(x[:, :, :1]), atol=1e-5, rtol=1e-5)
+    joins = [part for name, part in model.named_modules() if name.endswith("time_conv")]
+    for part in joins:
+        x = torch.randn(1, part.in_channels, 3, 2, 2)
+        expected = x[:, :, 2:] if part.stride[0] == 2 else torch.cat([x, x], 1)
+        torch.testing.assert_close(part(x), expected)
+    assert len(joins) == 2
+
+
 @pytest.mark.slow
 def test_a_moment_of_training_makes_a_pipeline(tmp_path):
     codes, taught, out = (tmp_path / name for name in ("autoencoder", "taught", "video"))
     main(["video_autoencoder", "--seconds", "0.3", "--measured", "4", "--out", str(codes)])
     config = untyped("diffusers").AutoencoderKLWan.load_config(codes)
-    assert len(config["latents_std"]) == 8 and config["latents_std"] != [1.0] * 8
+    assert len(config["latents_std"]) == 16 and config["latents_std"] != [1.0] * 16
     assert 0 <= json.loads((codes / "log.json").read_text())["verified"] <= 1
     asked = ["--autoencoder", str(codes), "--seconds", "0.3", "--scenes", "8", "--batch", "4"]
-    main(["video", *asked, "--out", str(taught)])
+    main(["video", *asked, "--stills", "0.3", "--out", str(taught)])
+    log = json.loads((taught / "log.json").read_text())
+    assert log["steps"] > 0 and log["stills"]["steps"] > 0
     main(["video", *asked, "--start", str(taught), "--mistakes", "0.5", "--out", str(out)])
     policy = Wan(str(out), height=64, width=64, frames=FRAMES, text_length=SLOTS).load(CPU)
     plan = LatentPlan(steps=3, stochastic=(0, 1), transition=FlowSDE(0.889, "linear"))

@@ -1,19 +1,22 @@
 """Train the scenes' text-to-video model in diffusers' format: a small Wan (Wan Team 2025, arXiv:2503.20314).
 
-    burnish world video_autoencoder --seconds 1800 --seed 0 --out AUTOENCODER
-    burnish world video --autoencoder AUTOENCODER --seconds 3600 --seed 0 --out TAUGHT
+    burnish world video_autoencoder --seconds 3000 --seed 0 --out AUTOENCODER
+    burnish world video --autoencoder AUTOENCODER --stills 2400 --seconds 3600 --seed 0 --out TAUGHT
     burnish world video --autoencoder AUTOENCODER --seconds 300 --seed 1 --start TAUGHT --mistakes 0.3 --out FOLDER
 
 Videos of moving.py have nine frames here and not eight: Wan's encoder takes the first frame and then four at a time,
 and leaves out what remains (of eight frames, the last three). Nine are five frames of a latent.
 
-A rectified flow as in making/denoisers.py. The text encoder, a UMT5, begins as the scenes' T5, whose function it has
-with one table of positions copied to every layer; words of motion begin at random, and all is trained along.
+A rectified flow as in making/denoisers.py, of first frames alone for `--stills` seconds: shapes and colours come from
+pictures, a fifth as many tokens each, before motions do, as Wan's own did. The text encoder, a UMT5, begins as the
+scenes' T5, whose function it has with one table of positions copied to every layer; words of motion begin at random,
+and all is trained along.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.formulas.noise import generator
-from burnish.making.autoencoder import FRAMES
+from burnish.making.autoencoder import FRAMES, STILLS
 from burnish.making.denoisers import CELLS, Pupil, Settings, asked, chosen, distinct_of, fit, matched, write
 from burnish.making.fitting import untyped
 from burnish.making.gpt import careless
@@ -107,20 +110,25 @@ def reader(text: Path) -> tuple[Any, Any]:
     return encoder, words
 
 
-def train(settings: Settings, autoencoder: Path, text: Path) -> tuple[Any, dict]:
-    """A trained pipeline, its text encoder frozen, and the log."""
+def train(settings: Settings, autoencoder: Path, text: Path, stills: float = 0.0) -> tuple[Any, dict]:
+    """A trained pipeline, its text encoder frozen, and the log. `stills`: seconds before, of first frames alone."""
     wan = untyped("diffusers").AutoencoderKLWan
     vae = wan.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
     torch.manual_seed(settings.seed)
     pupil = Video(vae, text, settings.start)
-    pairs = captions(settings.scenes, generator(settings.seed, "video"), frames=FRAMES)
-    pairs = careless(pairs, settings.mistakes, settings.seed, partial(draw_moving, frames=FRAMES))
-    log = fit(pupil, encoded(vae, pairs), [prompt.text for prompt, _ in pairs], settings)
-    return pupil.pipeline, log
+
+    def taught(seconds: float, many: int, frames: int) -> dict:
+        pairs = captions(settings.scenes * many, generator(settings.seed, "video", frames), frames=frames)
+        pairs = careless(pairs, settings.mistakes, settings.seed, partial(draw_moving, frames=frames))
+        some = replace(settings, seconds=seconds, batch=settings.batch * many)
+        return fit(pupil, encoded(vae, pairs), [prompt.text for prompt, _ in pairs], some)
+
+    before = {"stills": taught(stills, STILLS, 1)} if stills else {}
+    return pupil.pipeline, {**before, **taught(settings.seconds, 1, FRAMES)}
 
 
 @torch.no_grad()
-def encoded(vae: Any, pairs: Sequence[tuple[Any, Moving]], rows: int = 16) -> Float[Tensor, "n c 5 8 8"]:
+def encoded(vae: Any, pairs: Sequence[tuple[Any, Moving]], rows: int = 16) -> Float[Tensor, "n c f 8 8"]:
     """Latents of videos, each channel shifted and scaled as the pipeline has them."""
     found = []
     for start in range(0, len(pairs), rows):
@@ -134,5 +142,6 @@ def main(argv: list[str]) -> None:
     parser = asked("video", __doc__, USUAL)
     parser.add_argument("--autoencoder", type=Path, required=True)
     parser.add_argument("--text", type=Path, default=locate("burnish:worlds/scenes/weights/text/encoder"))
+    parser.add_argument("--stills", type=float, default=0.0, help="seconds of first frames alone, before")
     known = parser.parse_args(argv)
-    write(*train(chosen(known, USUAL), known.autoencoder, known.text), known.out)
+    write(*train(chosen(known, USUAL), known.autoencoder, known.text, known.stills), known.out)
