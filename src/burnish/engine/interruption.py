@@ -3,6 +3,7 @@ or as soon as a checkpoint that is being written is whole."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -22,15 +23,25 @@ class Stopped(SystemExit):
 
 
 class Interruption:
-    """Whether, and by which signal, this run was asked to stop."""
+    """Whether, and by which signal, this run was asked to stop.
+
+    A process that torchrun started and that torchrun no longer watches counts as asked: nobody would know of it.
+    """
 
     def __init__(self) -> None:
-        self.number: int | None = None
+        self._number: int | None = None
+        self._watcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+    @property
+    def number(self) -> int | None:
+        if self._number is None and self._watcher not in (None, os.getppid()):
+            return signal.SIGTERM
+        return self._number
 
     def asked(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None and number == signal.SIGINT:
+        if self._number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # whoever presses twice does not want to wait
-        self.number = number
+        self._number = number
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from burnish.engine import checkpoint
 from burnish.engine.ahead import Ahead
 from burnish.engine.checkpoint import Checkpoint, Writer
+from burnish.engine.claim import claimed
 from burnish.engine.evaluate import evaluate, summary
 from burnish.engine.grids import MOST_TILES
 from burnish.engine.interruption import Interruption, Stopped, interruptible
@@ -55,8 +56,8 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter
 
     With `resume` a run goes on from its newest checkpoint, as if it had never stopped (from the start if it has none).
     Ctrl-C and SIGTERM write a checkpoint after the step and raise Stopped, a SystemExit with code 130 or 143.
-    Raises ValueError for a folder that holds a run already or another run, for weights, rewards and losses that are
-    not what they should be, and for a full disk; the last checkpoint stays whole.
+    Raises ValueError for a folder that holds a run already, or another run, or in which one is at work; for weights,
+    rewards and losses that are not what they should be; and for a full disk. The last checkpoint stays whole.
 
     Started as several processes (torchrun), all of them call this. The first one's folder and reporter are used.
     """
@@ -64,9 +65,11 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter
     with layout() as place:
         ranks = place.ranks
         folder = Path(ranks.first(lambda: str(folder)))
-        start = ranks.first(lambda: start_of(folder, facts, resume))
+        ranks.first(lambda: refuse(folder, facts, resume))
         speaks = (reporter or Reporter(folder)) if ranks.leads else Nowhere()
-        with interruptible() as interruption, closing(speaks):
+        with ExitStack() as held, interruptible() as interruption, closing(speaks):
+            ranks.first(lambda: held.enter_context(claimed(folder)))
+            start = ranks.first(lambda: _newest(folder))
             try:
                 Run(recipe, folder, speaks, interruption).go(place, facts, start)
             except OSError as problem:
@@ -260,13 +263,13 @@ class Run:
         raise Stopped(number, sentence)
 
 
-def start_of(folder: Path, facts: Mapping[str, Any], resume: bool) -> Checkpoint | None:
-    """Where to go on from. Raises ValueError rather than write over a run, or mix two."""
+def refuse(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
+    """Raises ValueError rather than write over a run, or mix two."""
     recipe = folder / "recipe.yaml"
     if not recipe.exists():
         if resume and not folder.is_dir():
             raise ValueError(f"{folder}: there is no run to resume")
-        return None
+        return
     if not resume:
         raise ValueError(f"{folder} holds a run already; resume it, or choose another folder")
     earlier, now = (data_of(text) for text in (recipe.read_text(encoding="utf-8"), as_yaml(facts)))
@@ -276,6 +279,10 @@ def start_of(folder: Path, facts: Mapping[str, Any], resume: bool) -> Checkpoint
             raise ValueError(
                 f"{folder} was started with {key}: {was!r}, and cannot go on with {value!r}; start a new run"
             )
+
+
+def _newest(folder: Path) -> Checkpoint | None:
+    """Where to go on from."""
     newest = checkpoint.latest(folder)
     return checkpoint.read(newest) if newest else None
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from burnish.crew import Luggage, connected, told
 from burnish.engine.layouts.processes import PATIENCE, Lost, backend
-from burnish.engine.loop import start_of, train
+from burnish.engine.loop import refuse, train
 from burnish.engine.reporter import Reporter
 from burnish.recipe.encode import encode
 from burnish.recipe.recipe import Recipe
@@ -46,7 +46,7 @@ def train_on_ray(recipe: Recipe, folder: Path, resume: bool, warnings: Sequence[
     their own sentence where one of them raises it. Interrupted, they end at once; the last checkpoint stays whole.
     """
     assert recipe.learners is not None
-    start_of(folder, encode(recipe), resume)  # raises, if it cannot
+    refuse(folder, encode(recipe), resume)
     ray, size = connected(log=True), recipe.learners
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
