@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from burnish.core import Needs, Objective, Policy, Scorer, Watches
+from burnish.engine.adam import MOMENTS, adamw, heard, plain, stepped, told
 from burnish.engine.ranks import Alone, Ranks
 from burnish.formulas.noise import generator
 from burnish.formulas.steps import latents_of
@@ -37,9 +38,7 @@ class Learner:
         for name, weight in policy.parameters():
             if weight.dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"{name} is trained in {weight.dtype}; keep trained weights in float32 and autocast")
-        self._adam = torch.optim.AdamW(
-            self._weights, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
-        )
+        self._adam = adamw(self._weights, optim)
         self.updates_per_step = optim.epochs * optim.minibatches  # by whole samples
         self._updates_in_all = steps * self.updates_per_step
         self.updates = 0  # made so far
@@ -117,19 +116,19 @@ class Learner:
         """The optimiser's, of whole weights. Of divided ones the first process has everything, the others nothing."""
         state = self._adam.state_dict()
         moments = {
-            i: {name: kept(value) if divided(value) else value for name, value in known.items()}
+            i: {name: kept(value) if divided(value) else told(value) for name, value in known.items()}
             for i, known in state["state"].items()
         }
         return {**state, "state": moments}
 
     def restore(self, state: Mapping[str, Any], updates: int) -> None:
         """Raises ValueError if the moments are not those of these weights."""
-        saved = state["state"]
+        saved = {i: {name: heard(value) for name, value in known.items()} for i, known in state["state"].items()}
         for i, (name, weight) in enumerate(zip(self._names, self._weights, strict=True)):
             if i in saved and saved[i]["exp_avg"].shape != weight.shape:
                 raise ValueError(f"the saved moments of {name} have shape {tuple(saved[i]['exp_avg'].shape)}")
         mine = {
-            i: {**saved[i], **{name: shard_like(saved[i][name], like=weight) for name in ("exp_avg", "exp_avg_sq")}}
+            i: {**saved[i], **{name: shard_like(saved[i][name], like=weight) for name in MOMENTS}}
             for i, weight in enumerate(self._weights)
             if i in saved
         }
@@ -205,9 +204,7 @@ class Learner:
             raise ValueError(self._not_finite(step, value / things, length))
         if self._optim.clip_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self._weights, self._optim.clip_norm, norm)
-        for group in self._adam.param_groups:
-            group["lr"] = self._optim.lr * self.rate(at)
-        self._adam.step()
+        stepped(self._adam, self._optim.lr * self.rate(at))
         self._policy.advance(step, "update")
         self.updates += 1
         return length, agreement, metrics
@@ -243,7 +240,7 @@ class Learner:
         for weight in self._weights:
             mean = self._adam.state.get(weight, {}).get("exp_avg")
             if mean is not None and weight.grad is not None:
-                mean = local(mean).flatten()
+                mean = plain(local(mean)).flatten()
                 dot = dot + torch.dot(local(weight.grad).flatten(), mean)
                 square = square + torch.dot(mean, mean)
         if self._ranks.divides:

@@ -70,6 +70,8 @@ def numbers(recipe: Recipe) -> Iterator[str]:
     for name, (value, least) in at_least.items():
         if not value >= least:
             yield f"{name}: expected {least} or more, got {value}"
+    if optim.moments == 8 and recipe.shard:
+        yield "optim.moments: moments in 8 bits are not divided among processes; 32 bits, or shard: false would work"
     if not optim.lr > 0:
         yield f"optim.lr: expected more than 0, got {optim.lr}"
     if not all(0 <= beta < 1 for beta in optim.betas):

@@ -55,7 +55,7 @@ def memory(recipe: Recipe, size: Footprint) -> dict[str, int]:
     return {
         "weights": (size.parameters + size.frozen + adapters) * FLOAT,
         "gradient": size.trainable * FLOAT,
-        "optimiser": 2 * size.trainable * FLOAT,
+        "optimiser": 2 * size.trainable * recipe.optim.moments // 8,
         "copies": len(copies) * size.trainable * FLOAT,
         "cache": rows * _drawn_branches(plan) * size.tokens * size.layers * 2 * size.width * size.bytes_per_number,
         "activations": trained * size.layers * kept * size.width * size.bytes_per_number,
