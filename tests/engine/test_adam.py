@@ -18,7 +18,7 @@ from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
 from burnish.recipe.recipe import Optim
 
-pytest.importorskip("torchao", reason="torchao is an extra: with it installed every import of diffusers takes seconds longer")
+pytest.importorskip("torchao", reason="torchao is an extra, and makes every import of diffusers seconds longer")
 SHAPES = ((64, 128), (7,), (64, 65))  # 256 divides the first one's numbers; the second is short, the third odd
 
 
