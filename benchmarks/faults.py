@@ -106,13 +106,15 @@ def trial(name: str, steps: int, processes: int, faults: int, seed: int) -> dict
             rough = Path(home) / f"rough-{len(same)}"
             while not (rough / "summary.json").exists():
                 program = started(name, steps, rough, processes)
-                if sum(came.values()) < faults:
+                if disturbed := sum(came.values()) < faults:
                     time.sleep(chance.uniform(0, whole))
                     fault = chance.choice(list(FAULTS))
                     came[fault] += program.poll() is None
                     struck(program, fault, chance)
-                said, _ = program.communicate()
+                said, _ = program.communicate(timeout=20 * whole)
                 ends[sort_of(program.returncode, said)] += 1
+                if program.returncode and not disturbed:
+                    raise RuntimeError(said)
             same.append(equal(ended(rough), expected))
     return {
         "recipe": name,

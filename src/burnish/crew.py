@@ -7,9 +7,13 @@ on this machine); without one, all of this machine becomes one for as long as th
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +24,7 @@ import torch
 from burnish.machine import first_device
 
 PATIENCE = 600.0  # seconds in which a cluster has to start the workers it was asked for
+RETRIES = 3  # of a call whose worker was lost
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Crew:
     def __init__(self, make: Callable[[torch.device], Callable[..., Any]], size: Workers) -> None:
         self._ray = connected()
         kind = self._ray.remote(
-            num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=-1, max_task_retries=-1, max_concurrency=1
+            num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=-1, max_task_retries=RETRIES, max_concurrency=1
         )(_Worker)
         self._workers = [kind.remote(Luggage.of(make), size.gpus > 0) for _ in range(size.count)]
         try:
@@ -79,25 +84,30 @@ class Crew:
         try:
             return self._ray.get(answer, timeout=within)
         except self._ray.exceptions.RayTaskError as problem:
-            raise ValueError(told(problem)) from problem
-        except self._ray.exceptions.RayActorError as problem:  # its `make` failed, in whichever manner
-            raise ValueError(f"a worker could not be started: {told(problem)}") from problem
+            raise ValueError(reason(problem)) from problem
+        except self._ray.exceptions.RayActorError as problem:
+            raise ValueError(
+                f"a worker could not be started, or was lost again and again: {reason(problem)}"
+            ) from problem
 
 
 @dataclass(frozen=True)
 class Luggage:
-    """Something that is opened in another process, which finds modules where this one does."""
+    """Something that is opened in another process, which finds modules and files where this one does."""
 
     packed: bytes
-    path: Sequence[str]
+    path: Sequence[str]  # where modules are
+    place: Path  # where files are that are named without one
 
     @staticmethod
     def of(thing: Any) -> Luggage:
         cloudpickle: Any = import_module("ray.cloudpickle")  # which packs lambdas and what __main__ defines
-        return Luggage(cloudpickle.dumps(thing), [str(Path(place).resolve()) for place in sys.path])
+        return Luggage(cloudpickle.dumps(thing), [str(Path(place).resolve()) for place in sys.path], Path.cwd())
 
     def opened(self) -> Any:
         sys.path.extend(place for place in self.path if place not in sys.path)
+        if self.place.is_dir():
+            os.chdir(self.place)
         return pickle.loads(self.packed)
 
 
@@ -113,11 +123,11 @@ class _Worker:
         return self._work(*arguments)
 
 
-def told(problem: BaseException) -> str:
+def reason(problem: BaseException) -> str:
     """What went wrong in a worker, without the way it came: a ValueError's own sentence, or the kind and its words."""
     cause = getattr(problem, "cause", None) or problem.__cause__
     if isinstance(cause, BaseException):
-        return told(cause)
+        return reason(cause)
     return str(problem) if isinstance(problem, ValueError) else f"{type(problem).__name__}: {problem}"
 
 
@@ -131,5 +141,24 @@ def connected(log: bool = False) -> Any:
     except ImportError as problem:
         raise ValueError("workers on a Ray cluster need ray: pip install 'burnish[ray]'") from problem
     if not ray.is_initialized():
-        ray.init(log_to_driver=log, include_dashboard=False, logging_level=logging.WARNING)
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # which would start a cluster each, of the same cores
+        with same_signals():
+            try:
+                ray.init("auto" if several else None, log_to_driver=log, logging_level=logging.WARNING)
+            except ConnectionError as problem:
+                raise ValueError("several processes need one Ray cluster; `ray start --head` starts it") from problem
     return ray
+
+
+@contextmanager
+def same_signals() -> Iterator[None]:
+    """A block after which signals do what they did before: Ray takes some of them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

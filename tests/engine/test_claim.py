@@ -39,10 +39,21 @@ def test_a_run_at_work_is_not_disturbed_and_a_killed_one_can_go_on(tmp_path: Pat
         assert train(recipe(steps=1), tmp_path, reporter=Reporter(tmp_path, quiet=True)) == tmp_path
 
 
-def test_a_claim_ends_with_its_block(tmp_path: Path):
-    for _ in range(2):
-        with claimed(tmp_path / "new"), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
-            claimed(tmp_path / "new").__enter__()
+def test_a_claim_ends_with_its_block_and_is_not_shared_with_a_fork(tmp_path: Path):
+    with claimed(tmp_path / "new"):
+        assert taken_by_another(tmp_path / "new")
+        if (child := os.fork()) == 0:
+            signal.pause()
+    try:
+        assert not taken_by_another(tmp_path / "new")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def taken_by_another(folder: Path) -> bool:
+    done = subprocess.run([sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.DEVNULL, capture_output=True)
+    return b"still at work" in done.stderr
 
 
 def test_a_process_that_torchrun_no_longer_watches_is_asked_to_stop(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,21 @@ def test_the_folder_says_what_it_ran_on(finished: tuple[Path, list[dict]]) -> No
     assert facts["torch"] == torch.__version__ and facts["seed"] == 0 and facts["device"] == "cpu"
     assert list(folder.glob("events.out.tfevents.*"))
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000030", "step-000040"]
+
+
+def test_a_run_goes_on_though_its_recipe_is_older_than_a_setting(
+    finished: tuple[Path, list[dict]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "older")
+    text = (folder / "recipe.yaml").read_text()
+    older = "".join(line for line in text.splitlines(True) if not line.startswith(("  moments:", "scorers:")))
+    assert len(older) < len(text) - 20
+    (folder / "recipe.yaml").write_text(older)
+    measures = {"again": Brightness()}
+    assert run(recipe(measures=measures), folder, resume=True)[-1]["step"] == 40
+    (folder / "recipe.yaml").write_text(older.replace("  epochs: 1", "  epochs: 2"))
+    with pytest.raises(ValueError, match="was started with optim: "):
+        run(recipe(measures=measures), folder, resume=True)
 
 
 def test_a_run_is_neither_overwritten_nor_mixed(finished: tuple[Path, list[dict]], tmp_path: Path) -> None:

@@ -206,12 +206,17 @@ def test_accelerate_launch_starts_the_same_run(run: Several, tmp_path: Path) -> 
     assert apart(run.done("raster", 1, "by itself"), tmp_path / "launched") < CLOSE
 
 
-def test_asked_to_stop_all_stop_after_the_same_step(run: Several, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["one is told", "torchrun is killed"])
+def test_asked_to_stop_all_stop_after_the_same_step(run: Several, tmp_path: Path, how: str) -> None:
     folder = tmp_path / "stopped"
     program = several.start("everything", folder, 2)
     wait_for(program, folder, 5)
-    os.kill(int((folder.parent / "pid-1").read_text()), signal.SIGTERM)  # one is told, both stop
-    several.done(program)
+    if how == "one is told":
+        os.kill(int((folder.parent / "pid-1").read_text()), signal.SIGTERM)
+    else:
+        program.kill()  # nobody watches the processes any more
+    _, said = several.done(program)
+    assert "Traceback" not in said, said
     newest = checkpoint.latest(folder)
     assert newest and checkpoint.read(newest).step == lines(folder)[-1]["step"] >= 5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ray_toys import Mortal, Tells
 from runs_apart import CLOSE, apart
 from toy_run import lines
 
-from burnish.crew import Luggage, Workers
+from burnish.crew import Luggage, Workers, connected
 from burnish.engine.layouts.on_ray import Asked, learn, train_on_ray
 from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
@@ -103,7 +104,7 @@ def test_learners_that_die_go_on_from_the_last_checkpoint(tmp_path: Path):
     mortal = Mortal(recipe.reward, str(died), call=8, rank=1)
     there = replace(recipe, reward=mortal, learners=Learners(2, restarts=2))
     folder = train_on_ray(there, tmp_path / "learners", False)
-    assert died.exists() and not (folder / "ray").exists()
+    assert died.exists() and not list(folder.glob("ray-*"))
     assert [row["step"] for row in lines(folder)] == list(range(recipe.steps + 1))
     assert apart(ran(recipe, tmp_path / "alone"), folder) < CLOSE
     assert len(json.loads((folder / "environment.json").read_text())["resumed"]) == 1
@@ -111,10 +112,19 @@ def test_learners_that_die_go_on_from_the_last_checkpoint(tmp_path: Path):
 
 def test_a_learner_ends_with_its_sentence_and_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["burnish", "train"])
-    asked = Asked(several.NAMED["leader_fails"](), tmp_path / "run", False, (), tmp_path, ["burnish", "train", "it"])
+    monkeypatch.chdir(tmp_path)
+    asked = Asked(several.NAMED["leader_fails"](), tmp_path / "run", False, (), ["burnish", "train", "it"])
     assert "the reward failed at step 2: KeyError: 'no such endpoint'" in learn({"asked": Luggage.of(asked)})
     facts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert facts["command"] == "burnish train it"
+
+
+def test_learners_end_with_the_sentence_of_one_of_them(tmp_path: Path):
+    """The others hear it, and none is started again: a second start would be refused the folder."""
+    there = replace(several.NAMED["fails"](), learners=Learners(2))
+    with pytest.raises(ValueError, match="process 1 of 2 has failed: reward: the reward failed at step 2: KeyError"):
+        train_on_ray(there, tmp_path / "run", False)
+    assert not json.loads((tmp_path / "run" / "environment.json").read_text())["resumed"]
 
 
 def test_a_folder_that_holds_a_run_is_refused_before_learners_start(tmp_path: Path):
@@ -126,9 +136,26 @@ def test_a_folder_that_holds_a_run_is_refused_before_learners_start(tmp_path: Pa
         train_on_ray(there, tmp_path / "none", True)
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"gpus": 0.5}, {"restarts": -1}])
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"gpus": 0.5}, {"restarts": -1}, {"cpus": -1}])
 def test_wrong_learners_are_refused(wrong: dict):
     with pytest.raises(ValueError, match=r"^learners"):
         Learners(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"gpus": -0.5}, {"cpus": -1}])
+def test_wrong_workers_are_refused(wrong: dict):
     with pytest.raises(ValueError, match=r"^workers"):
-        Workers(**{name: -1 for name in wrong if name != "restarts"}, cpus=-1)
+        Workers(**wrong)
+
+
+def test_signals_stay_what_they_were(monkeypatch: pytest.MonkeyPatch):
+    """Ray takes SIGTERM as it joins a cluster, and Ray Train SIGINT."""
+
+    def takes(*_: object, **__: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", takes)
+    connected()
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -69,7 +69,9 @@ def _measured(name: str, changes: list[str], random: bool, steps: int) -> Bench 
     from burnish.recipe.read import read
 
     with TemporaryDirectory() as folder:
-        recipe = replace(read(name, changes), suites={}, measures={})  # steps alone: theirs need not be here
+        # Steps alone: what suites and measures need may not be here. And what happens here: workers are not seen
+        alone = {"suites": {}, "measures": {}, "learners": None, "drawers": None, "scorers": None}
+        recipe = replace(read(name, changes), **alone)
         if random:
             from burnish.making.released import at_random
 

@@ -51,14 +51,13 @@ def train_into(recipe: Recipe, folder: Path, resume: bool, warn: Callable[[str],
     from burnish.engine.loop import train
     from burnish.engine.ranks import leads
     from burnish.engine.reporter import Reporter
-    from burnish.engine.surroundings import processes
     from burnish.report import page
 
     warnings = require(recipe)
     for warning in warnings if leads() else ():
         warn(warning)
     try:
-        if recipe.learners is not None and processes() == 1:
+        if recipe.learners is not None:
             from burnish.engine.layouts.on_ray import train_on_ray
 
             train_on_ray(recipe, folder, resume, warnings)

@@ -54,7 +54,7 @@ def plain(moment: Tensor) -> Tensor:
     return moment.dequantize() if hasattr(moment, "codes") else moment
 
 
-def told(moment: Tensor) -> Tensor | dict[str, Tensor]:
+def packed(moment: Tensor) -> Tensor | dict[str, Tensor]:
     """A moment in tensors that anybody can read."""
     if not hasattr(moment, "codes"):
         return moment
@@ -62,8 +62,8 @@ def told(moment: Tensor) -> Tensor | dict[str, Tensor]:
     return {"codes": known.codes, "scale": known.scale, "table": known.qmap, "signed": torch.tensor(known.signed)}
 
 
-def heard(moment: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """The inverse of `told`."""
+def unpacked(moment: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """The inverse of `packed`."""
     if isinstance(moment, Tensor):
         return moment
     kind = _library().subclass_8bit.OptimState8bit

@@ -19,7 +19,7 @@ NAME = ".claim"
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Claim a folder, which is made if it is not there. The system ends the claim of a process that is killed.
+    """Claim a folder for this process, making it if it is not there. The system ends the claim of one that is killed.
 
     Raises ValueError, with its number, if another process has it. File systems that know no locks are not protected.
     """
@@ -27,8 +27,8 @@ def claimed(folder: Path) -> Iterator[None]:
     with (folder / NAME).open("a+") as file:
         try:
             if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which processes that are forked do not share
+        except (BlockingIOError, PermissionError):  # POSIX allows either
             file.seek(0)
             raise ValueError(
                 f"{folder}: {file.read() or 'another process'} is still at work on this run; wait for it, or end it"

@@ -25,7 +25,7 @@ class DrawnByWorkers(Source):
     """What another source draws, drawn by workers.
 
     load  gives the policy of the run, on a device, with the weights that it starts from
-    Raises ValueError as Crew does; and as soon as it draws, for a source that looks at rewards (search).
+    Raises ValueError as Crew does.
     """
 
     def __init__(self, of: Source, load: Callable[[torch.device], Policy], workers: Workers) -> None:
@@ -54,7 +54,7 @@ class DrawnByWorkers(Source):
         known = policy.parameters()
         weights = self._crew.share({name: full(weight).detach().cpu() for name, weight in known})
         places = range(len(self.prompts_at(step, seed))) if places is None else places
-        shares = torch.tensor(list(places)).chunk(len(self._crew))  # none of them is empty
+        shares = [at for at in torch.tensor(list(places)).tensor_split(len(self._crew)) if len(at)]
         plan, device = self.plan_at(step), known[0][1].device
         parts = []
         for part in self._crew.calls([(weights, step, seed, attempt, at.tolist()) for at in shares]):

@@ -35,7 +35,7 @@ class Interruption:
     @property
     def number(self) -> int | None:
         if self._number is None and self._watcher not in (None, os.getppid()):
-            return signal.SIGTERM
+            return int(signal.SIGTERM)  # a plain number: it is told to the other processes
         return self._number
 
     def asked(self, number: int, frame: FrameType | None) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from burnish.core import Needs, Objective, Policy, Scorer, Watches
-from burnish.engine.adam import MOMENTS, adamw, heard, plain, stepped, told
+from burnish.engine.adam import MOMENTS, adamw, packed, plain, stepped, unpacked
 from burnish.engine.ranks import Alone, Ranks
 from burnish.formulas.noise import generator
 from burnish.formulas.steps import latents_of
@@ -116,14 +116,14 @@ class Learner:
         """The optimiser's, of whole weights. Of divided ones the first process has everything, the others nothing."""
         state = self._adam.state_dict()
         moments = {
-            i: {name: kept(value) if divided(value) else told(value) for name, value in known.items()}
+            i: {name: kept(value) if divided(value) else packed(value) for name, value in known.items()}
             for i, known in state["state"].items()
         }
         return {**state, "state": moments}
 
     def restore(self, state: Mapping[str, Any], updates: int) -> None:
         """Raises ValueError if the moments are not those of these weights."""
-        saved = {i: {name: heard(value) for name, value in known.items()} for i, known in state["state"].items()}
+        saved = {i: {name: unpacked(value) for name, value in known.items()} for i, known in state["state"].items()}
         for i, (name, weight) in enumerate(zip(self._names, self._weights, strict=True)):
             if i in saved and saved[i]["exp_avg"].shape != weight.shape:
                 raise ValueError(f"the saved moments of {name} have shape {tuple(saved[i]['exp_avg'].shape)}")

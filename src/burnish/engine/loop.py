@@ -29,6 +29,7 @@ from burnish.engine.scoring import Scored, scored, settled, something_valid
 from burnish.formulas.groups import group_std
 from burnish.formulas.sentinel import Glance, glance, joined
 from burnish.laps import Laps, lap, recorded
+from burnish.recipe.decode import decode
 from burnish.recipe.encode import encode
 from burnish.recipe.read import as_yaml, data_of
 from burnish.recipe.recipe import Recipe
@@ -69,7 +70,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter
         speaks = (reporter or Reporter(folder)) if ranks.leads else Nowhere()
         with ExitStack() as held, interruptible() as interruption, closing(speaks):
             ranks.first(lambda: held.enter_context(claimed(folder)))
-            start = ranks.first(lambda: _newest(folder))
+            start = ranks.first(lambda: _start(folder, facts, resume))
             try:
                 Run(recipe, folder, speaks, interruption).go(place, facts, start)
             except OSError as problem:
@@ -272,7 +273,7 @@ def refuse(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"{folder} holds a run already; resume it, or choose another folder")
-    earlier, now = (data_of(text) for text in (recipe.read_text(encoding="utf-8"), as_yaml(facts)))
+    earlier, now = (_complete(text) for text in (recipe.read_text(encoding="utf-8"), as_yaml(facts)))
     for key, value in now.items():
         if key not in FREE and earlier.get(key) != value:
             was = earlier.get(key)
@@ -281,8 +282,18 @@ def refuse(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
             )
 
 
-def _newest(folder: Path) -> Checkpoint | None:
-    """Where to go on from."""
+def _complete(text: str) -> Mapping[str, Any]:
+    """What a recipe says, with the defaults of what it does not: it may be older than a setting."""
+    told = data_of(text)
+    try:
+        return data_of(as_yaml(encode(decode(Recipe, told))))
+    except ValueError:  # it names what is no more
+        return told
+
+
+def _start(folder: Path, facts: Mapping[str, Any], resume: bool) -> Checkpoint | None:
+    """Where to go on from; raises as `refuse` does, now that nobody else can change it."""
+    refuse(folder, facts, resume)
     newest = checkpoint.latest(folder)
     return checkpoint.read(newest) if newest else None
 

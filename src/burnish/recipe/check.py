@@ -5,8 +5,10 @@ Faults stop a run. Warnings name settings that cannot act (idle.py). What memory
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -28,7 +30,7 @@ class Findings:
 
 def check(recipe: Recipe) -> Findings:
     """All faults and warnings of a recipe. Reads prompts, loads no weights; may ask the hub whether it has them."""
-    faults = [*numbers(recipe), *fit(recipe), *missing_weights(recipe), *_device(recipe)]
+    faults = [*numbers(recipe), *fit(recipe), *missing_weights(recipe), *_device(recipe), *_elsewhere(recipe)]
     try:
         recipe.source.prompts_at(1, recipe.seed)
     except ValueError as problem:
@@ -129,8 +131,6 @@ def fit(recipe: Recipe) -> Iterator[str]:
             yield f"optim.by_step: {name} learns from whole samples, and not from single steps; false would work"
     if needs.reward_gradient and not recipe.reward.differentiable:
         yield f"reward: {name} differentiates the reward, but {_called(recipe.reward)} has no gradient"
-    if needs.reward_gradient and recipe.scorers:
-        yield f"scorers: {name} differentiates the reward, which workers cannot do; null would work"
     if recipe.policy.videos:
         yield from _videos(recipe)
     if needs.draw_from not in ("live", *needs.copies):
@@ -177,10 +177,26 @@ def _called(component: object) -> str:
 
 
 def _device(recipe: Recipe) -> Iterator[str]:
-    if recipe.device == "auto":
+    if recipe.device == "auto" or recipe.learners:  # which look at home
         return
     try:
         torch.empty(0, device=torch.device(recipe.device))
     except (RuntimeError, AssertionError) as problem:
         why = str(problem).splitlines()[0]
         yield f"device: {recipe.device!r} is not on this machine ({why}); 'auto' takes what there is"
+
+
+def _elsewhere(recipe: Recipe) -> Iterator[str]:
+    """What is done by others than this process, and by libraries that are extras."""
+    named = [name for name in ("learners", "drawers", "scorers") if getattr(recipe, name)]
+    if named and not find_spec("ray"):
+        yield f"{named[0]}: a Ray cluster needs ray: pip install 'burnish[ray]'"
+    if recipe.optim.moments == 8 and not find_spec("torchao"):
+        yield "optim.moments: 8 bits need torchao: pip install 'burnish[torchao]'"
+    if recipe.learners and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        yield "learners: are started by Ray, and this is one of several processes already; start it without torchrun"
+    if recipe.scorers and recipe.objective.needs().reward_gradient:
+        name = _called(recipe.objective)
+        yield f"scorers: {name} differentiates the reward, which workers cannot do; null would work"
+    if recipe.drawers and getattr(recipe.source, "search", None):
+        yield "drawers: this source looks at rewards while it draws (search), and workers have none; null would work"

@@ -35,13 +35,13 @@ class Learners:
 
     count: int = 1  # processes
     cpus: float = 1.0  # processor cores of each
-    gpus: float = 0.0  # of each: 1, or 0
+    gpus: float | None = None  # of each: 1 or 0; None: 1 if the cluster has GPUs and the device is not the processor
     restarts: int = 3  # how often they may be started again, from the last checkpoint, when one of them dies
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"learners.count: expected 1 or more, got {self.count}")
-        if self.gpus not in (0, 1):
+        if self.gpus not in (None, 0, 1):
             raise ValueError(f"learners.gpus: expected 0 or 1 for each process, got {self.gpus:g}")
         if self.cpus < 0 or self.restarts < 0:
             raise ValueError(f"learners: expected 0 or more, got cpus {self.cpus:g} and restarts {self.restarts}")

@@ -41,7 +41,7 @@ class _RayScorer(Scorer):
         self._crew = crew
 
     def __call__(self, images: Float[Tensor, "b *f 3 h w"], prompts: Sequence[Prompt]) -> Scores:
-        shares = torch.arange(len(prompts)).chunk(len(self._crew))  # none of them is empty
+        shares = [at for at in torch.arange(len(prompts)).tensor_split(len(self._crew)) if len(at)]
         here = images.detach().cpu()
         return concatenate(list(self._crew.calls([(here[at], [prompts[i] for i in at.tolist()]) for at in shares])))
 

@@ -8,22 +8,22 @@ see. Workers that draw and score are beside this: `source.on_ray` and `reward.on
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from burnish.crew import Luggage, connected, told
-from burnish.engine.layouts.processes import PATIENCE, Lost, backend
+from burnish.crew import Luggage, connected, reason, same_signals
+from burnish.engine.layouts.processes import PATIENCE, Heard, Lost, backend
 from burnish.engine.loop import refuse, train
 from burnish.engine.reporter import Reporter
 from burnish.recipe.encode import encode
 from burnish.recipe.recipe import Recipe
 
-NOTES = "ray"  # Ray Train's own, in the folder of the run, while it is at work
+STARTS = 10  # times that a cluster is asked for the learners, a minute each
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class Asked:
     folder: Path
     resume: bool
     warnings: Sequence[str]
-    place: Path
     command: Sequence[str]
 
 
@@ -48,46 +47,61 @@ def train_on_ray(recipe: Recipe, folder: Path, resume: bool, warnings: Sequence[
     assert recipe.learners is not None
     refuse(folder, encode(recipe), resume)
     ray, size = connected(log=True), recipe.learners
+    gpus = _gpus(recipe, ray.cluster_resources().get("GPU", 0))
+    notes = f"ray-{uuid4().hex[:8]}"  # Ray Train's own, in the folder of the run while it is at work
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    asked = Asked(recipe, folder.resolve(), resume, warnings, Path.cwd(), sys.argv)
+    here = replace(recipe, device="cpu") if recipe.device == "auto" and not gpus else recipe  # Ray hides none of them
+    asked = Asked(here, folder.resolve(), resume, warnings, sys.argv)
     trainer = TorchTrainer(
         learn,
         train_loop_config={"asked": Luggage.of(asked)},
-        torch_config=TorchConfig(backend=backend(size.gpus > 0), timeout_s=PATIENCE.seconds),
+        torch_config=TorchConfig(backend=backend(gpus > 0), timeout_s=PATIENCE.seconds),
         scaling_config=ScalingConfig(
             num_workers=size.count,
-            use_gpu=size.gpus > 0,
-            resources_per_worker={"CPU": size.cpus, **({"GPU": size.gpus} if size.gpus else {})},
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": size.cpus, **({"GPU": gpus} if gpus else {})},
         ),
         run_config=RunConfig(
-            storage_path=str(folder.resolve()), name=NOTES, failure_config=FailureConfig(max_failures=size.restarts)
+            storage_path=str(folder.resolve()),
+            name=notes,
+            failure_config=FailureConfig(max_failures=size.restarts, controller_failure_limit=STARTS),
         ),
     )
     try:
-        sentence = trainer.fit().return_value
+        with same_signals():
+            sentence = trainer.fit().return_value
+    except SystemExit:  # what Ray Train makes of Ctrl-C
+        raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as problem:
         raise ValueError(
-            f"learners died {size.restarts + 1} times, the last of them so: {told(problem)}. "
+            f"the learners could not be started, or died once more than {size.restarts} times: {reason(problem)}. "
             "The last checkpoint is whole; resume the run to go on from there"
         ) from problem
     finally:
-        shutil.rmtree(folder / NOTES, ignore_errors=True)
+        shutil.rmtree(folder / notes, ignore_errors=True)
     if sentence:
         raise ValueError(sentence)
     return folder
 
 
+def _gpus(recipe: Recipe, there: float) -> float:
+    assert recipe.learners is not None
+    if recipe.learners.gpus is not None:
+        return recipe.learners.gpus
+    return float(there > 0 and recipe.device != "cpu")
+
+
 def learn(config: dict[str, Any]) -> str:
     """One learner. Returns the sentence it ended with, if it ended with one: starting it again would change nothing."""
     asked: Asked = config["asked"].opened()
-    if asked.place.is_dir():
-        os.chdir(asked.place)  # what the recipe names by a relative path is looked for from here
     sys.argv = list(asked.command)
     again = asked.resume or (asked.folder / "recipe.yaml").exists()
     try:
         train(asked.recipe, asked.folder, again, Reporter(asked.folder, warnings=asked.warnings))
+    except Heard as problem:
+        return str(problem)
     except Lost:
         raise
     except ValueError as problem:

@@ -54,6 +54,10 @@ class Lost(ValueError):
     """Another process failed, ended, or does not answer. It is not told to the others: they know."""
 
 
+class Heard(Lost):
+    """Another process has said the sentence that it ended with."""
+
+
 class Processes:
     """The layout of as many processes as WORLD_SIZE says, of which this is RANK."""
 
@@ -163,7 +167,7 @@ class Company(Ranks):
         for number, (size, payload) in enumerate(zip(sizes, found, strict=True)):
             value, failed = _unpacked(payload[: int(size)], self.device)
             if failed is not None and number != self.number:
-                raise Lost(f"process {number} of {self.count} has failed: {failed}")
+                raise Heard(f"process {number} of {self.count} has failed: {failed}")
             heard.append(_Said(value, failed))
         return heard
 
