@@ -216,7 +216,7 @@ def test_asked_to_stop_all_stop_after_the_same_step(run: Several, tmp_path: Path
     else:
         program.kill()  # nobody watches the processes any more
     _, said = several.done(program)
-    assert "Traceback" not in said, said
+    assert how == "one is told" or "Traceback" not in said, said  # told of the end of one, torchrun has one of its own
     newest = checkpoint.latest(folder)
     assert newest and checkpoint.read(newest).step == lines(folder)[-1]["step"] >= 5
 
