@@ -42,6 +42,7 @@ FREE = (
     "learners",
     "drawers",
     "scorers",
+    "rewards_rest",
     "shard",
     "overlap",
     "suites",

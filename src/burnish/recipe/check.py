@@ -195,8 +195,10 @@ def _elsewhere(recipe: Recipe) -> Iterator[str]:
         yield "optim.moments: 8 bits need torchao: pip install 'burnish[torchao]'"
     if recipe.learners and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield "learners: are started by Ray, and this is one of several processes already; start it without torchrun"
+    name = _called(recipe.objective)
     if recipe.scorers and recipe.objective.needs().reward_gradient:
-        name = _called(recipe.objective)
         yield f"scorers: {name} differentiates the reward, which workers cannot do; null would work"
+    if recipe.rewards_rest and recipe.objective.needs().reward_gradient:
+        yield f"rewards_rest: {name} differentiates the reward, whose models have to stay; false would work"
     if recipe.drawers and getattr(recipe.source, "search", None):
         yield "drawers: this source looks at rewards while it draws (search), and workers have none; null would work"

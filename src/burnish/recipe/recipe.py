@@ -75,4 +75,5 @@ class Recipe:
     scorers: Workers | None = None  # on a Ray cluster, of each process, who load the reward; None: each scores itself
     device: str = "auto"  # auto takes the accelerator if there is one
     overlap: bool = False  # score a part of a step (the source's rows) while the next one is drawn
+    rewards_rest: bool = False  # reward models are in main memory but while they score; on an accelerator
     shard: bool = False  # divide weights, moments and copies among the processes of the run (FSDP2); alone: do not

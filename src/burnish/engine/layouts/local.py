@@ -18,6 +18,7 @@ from burnish.engine.drawers import DrawnByWorkers
 from burnish.engine.learner import Learner
 from burnish.engine.memory import Memories, begun
 from burnish.engine.ranks import Alone, Ranks
+from burnish.engine.resting import Resting
 from burnish.machine import first_device
 from burnish.recipe.recipe import Recipe
 from burnish.rewards.on_ray import OnRay
@@ -62,6 +63,8 @@ def built(recipe: Recipe, device: torch.device, ranks: Ranks, divide: Divide = u
     reward = OnRay(recipe.reward, recipe.scorers) if recipe.scorers else recipe.reward
     scorer = reward.load(device)
     measures = {name: reward.load(device) for name, reward in recipe.measures.items()}
+    if recipe.rewards_rest:
+        scorer, measures = Resting(scorer, device), {name: Resting(one, device) for name, one in measures.items()}
     learner = Learner(policy, recipe.optim, recipe.objective.needs(), recipe.seed, recipe.steps, ranks)
     advantage, weighing = begun(recipe.advantage, policy, "advantage", scorer)
     objective, losing = begun(recipe.objective, policy, "objective", scorer)
