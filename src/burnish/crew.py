@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from burnish.machine import first_device
+from burnish.machine import first_device, processes
 
 PATIENCE = 600.0  # seconds in which a cluster has to start the workers it was asked for
 RETRIES = 3  # of a call whose worker was lost
@@ -141,10 +141,10 @@ def connected(log: bool = False) -> Any:
     except ImportError as problem:
         raise ValueError("workers on a Ray cluster need ray: pip install 'burnish[ray]'") from problem
     if not ray.is_initialized():
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # which would start a cluster each, of the same cores
+        one = "auto" if processes() > 1 else None  # or each of them would start one, of the same cores
         with same_signals():
             try:
-                ray.init("auto" if several else None, log_to_driver=log, logging_level=logging.WARNING)
+                ray.init(one, log_to_driver=log, logging_level=logging.WARNING)
             except ConnectionError as problem:
                 raise ValueError("several processes need one Ray cluster; `ray start --head` starts it") from problem
     return ray

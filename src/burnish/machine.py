@@ -1,9 +1,13 @@
-"""What a device can do at best, measured: how fast it multiplies matrices and copies; and how much of it is held."""
+"""The machine of this process: its device, and how many processes share a run.
+
+What a device can do at best is measured: how fast it multiplies matrices and copies; and how much of it is held.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import resource
 import sys
 import time
@@ -20,6 +24,16 @@ def first_device() -> torch.device:
     """The machine's accelerator, or its processor."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
+
+
+def processes() -> int:
+    """How many processes this one was started with, by torchrun for example."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leads() -> bool:
+    """Whether this process writes and speaks, as torchrun has told it; also before the run, and after it."""
+    return processes() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device | None = None, side: int = 0) -> float:

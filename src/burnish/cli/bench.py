@@ -33,8 +33,7 @@ def bench(
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep it as a page, with a roofline.")] = None,
 ) -> None:
     """Time the steps of a recipe, and count what they do, beside what the machine can do. Writes no run."""
-    from burnish.engine.ranks import leads
-    from burnish.engine.surroundings import processes
+    from burnish.machine import leads, processes
     from burnish.report.bench import render
 
     path, values = _varied(vary)

@@ -49,8 +49,8 @@ def _numbered(path: Path) -> Iterator[Path]:
 def train_into(recipe: Recipe, folder: Path, resume: bool, warn: Callable[[str], None]) -> Path:
     """Check a recipe, run it into a folder and write its report, also when the run was asked to stop."""
     from burnish.engine.loop import train
-    from burnish.engine.ranks import leads
     from burnish.engine.reporter import Reporter
+    from burnish.machine import leads
     from burnish.report import page
 
     warnings = require(recipe)

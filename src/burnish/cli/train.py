@@ -20,7 +20,7 @@ def train(
 ) -> None:
     """Train by a recipe; writes everything into the folder of the run, report.html too."""
     from burnish.cli.runs import folder_for, train_into
-    from burnish.engine.ranks import leads
+    from burnish.machine import leads
     from burnish.recipe.read import read
 
     if run and folder:

@@ -8,7 +8,6 @@ The loop and the learner know `Ranks` alone. In a run of one process nothing is 
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -77,11 +76,6 @@ class Alone(Ranks):
     @contextmanager
     def together(self) -> Iterator[None]:
         yield
-
-
-def leads() -> bool:
-    """Whether this process writes and speaks, as torchrun has told it by RANK; also before the run, and after it."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
 
 
 # --- records ---------------------------------------------------------------------------------------------------------

@@ -52,8 +52,9 @@ from torch import Tensor
 from burnish.core import Evaluation
 from burnish.engine.grids import COLUMNS, GAP, MOST_TILES, grid, save, shown
 from burnish.engine.progress import Progress
-from burnish.engine.surroundings import command, processes, surroundings
+from burnish.engine.surroundings import command, surroundings
 from burnish.laps import Laps
+from burnish.machine import processes
 from burnish.recipe.read import as_yaml
 from burnish.types import Batch, Scores
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from burnish.machine import processes
+
 
 def surroundings() -> dict[str, Any]:
     """Facts that a run of the same recipe may depend on."""
@@ -34,11 +36,6 @@ def surroundings() -> dict[str, Any]:
 def command() -> str:
     """The command line of this program."""
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def processes() -> int:
-    """How many processes this one was started with, by torchrun for example."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def commit() -> str | None:

@@ -5,7 +5,6 @@ Faults stop a run. Warnings name settings that cannot act (idle.py). What memory
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import torch
 
 from burnish.core import LatentPlan, Objective, Policy
+from burnish.machine import processes
 from burnish.recipe import find
 from burnish.recipe.idle import idle
 from burnish.recipe.recipe import Recipe
@@ -193,7 +193,7 @@ def _elsewhere(recipe: Recipe) -> Iterator[str]:
         yield f"{named[0]}: a Ray cluster needs ray: pip install 'burnish[ray]'"
     if recipe.optim.moments == 8 and not find_spec("torchao"):
         yield "optim.moments: 8 bits need torchao: pip install 'burnish[torchao]'"
-    if recipe.learners and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if recipe.learners and processes() > 1:
         yield "learners: are started by Ray, and this is one of several processes already; start it without torchrun"
     name = _called(recipe.objective)
     if recipe.scorers and recipe.objective.needs().reward_gradient:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from burnish.engine.layouts.local import Local
 from burnish.engine.layouts.processes import Processes
+from burnish.machine import processes
 
 
 @contextmanager
 def layout() -> Iterator[Local | Processes]:
     """One process, or all that torchrun (or accelerate launch) started, which then end together."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         yield Local()
         return
     several = Processes()
