@@ -144,7 +144,8 @@ def connected(log: bool = False) -> Any:
         one = "auto" if processes() > 1 else None  # or each of them would start one, of the same cores
         with same_signals():
             try:
-                ray.init(one, log_to_driver=log, logging_level=logging.WARNING)
+                quiet = ray.LoggingConfig(log_level="ERROR")  # without its dashboard Ray warns every second
+                ray.init(one, log_to_driver=log, logging_level=logging.ERROR, logging_config=quiet)
             except ConnectionError as problem:
                 raise ValueError("several processes need one Ray cluster; `ray start --head` starts it") from problem
     return ray
