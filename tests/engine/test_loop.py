@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_run import recipe
+from toy_run import lines, recipe
 from toys import Brightness, ToyRaster, ToySuite
 
 from burnish.advantages.kl_in_reward import KlInReward
@@ -101,6 +102,17 @@ def test_the_folder_says_what_it_ran_on(finished: tuple[Path, list[dict]]) -> No
     assert facts["torch"] == torch.__version__ and facts["seed"] == 0 and facts["device"] == "cpu"
     assert list(folder.glob("events.out.tfevents.*"))
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000030", "step-000040"]
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    still = tmp_path / "still"
+    run(recipe(steps=2), still)
+    jumps = itertools.cycle([0.0, 4e9, 1e9, 3e9])
+    monkeypatch.setattr("time.time", lambda: next(jumps))
+    run(recipe(steps=2), tmp_path / "jumping")
+    assert lines(still) == lines(tmp_path / "jumping")
+    seconds = json.loads((tmp_path / "jumping" / "summary.json").read_text())["seconds"]
+    assert 0 <= seconds < 60
 
 
 def test_a_run_goes_on_though_its_recipe_is_older_than_a_setting(
