@@ -34,6 +34,7 @@ from burnish.advantages.global_norm import GlobalNorm
 from burnish.advantages.prompt_history import PromptHistory
 from burnish.advantages.tree import Tree
 from burnish.core import Advantage, Evaluation, Policy, PolicySpec, Scorer, Suite
+from burnish.engine.bench import bench
 from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
 from burnish.formulas.noise import Noise
@@ -178,6 +179,7 @@ NAMED: Mapping[str, Callable[[], Recipe]] = {
     "nft": lambda: sd3(objective=DiffusionNFT(), optim=replace(GENTLE, micro=3)),
     "lora": lambda: sd3(lora=Lora(rank=2, alpha=4), objective=StepClip(kl=0.1)),
     "uneven": lambda: sd3(reward=Bright(steps=300), flat_groups="drop", optim=replace(GENTLE, micro=1)),
+    "benched": flow,
     "peeks": lambda: raster(advantage=Peeks()),
     "fails": lambda: raster(reward=Bright(fails=1)),
     "leader_fails": lambda: raster(reward=Bright(fails=0)),
@@ -248,6 +250,10 @@ def main(name: str, folder: str, *resume: str) -> int:
     name, _, until = name.partition(":")
     whole = replace(NAMED[name](), shard=bool(shard))
     try:
+        if name == "benched":
+            if found := bench(whole, steps=1):
+                home.with_suffix(".json").write_text(json.dumps(found.as_dict()))
+            return 0
         train(replace(whole, steps=int(until)) if until else whole, home, bool(resume), Reporter(home, quiet=True))
     except ValueError as problem:
         print(f"process {os.environ.get('RANK', '0')}: {problem}", flush=True)

@@ -18,9 +18,7 @@ from runs_apart import CLOSE, CLOSE_IN_FLOAT32, apart, apart_of
 from toy_run import lines
 
 from burnish.engine import checkpoint
-from burnish.engine.bench import bench
 from burnish.engine.ranks import Alone
-from burnish.recipe.read import read
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[1]
@@ -232,24 +230,9 @@ def test_shares_are_whole_and_in_order() -> None:
             assert shares == list(range(things))
 
 
-def test_a_bench_of_two_processes_is_of_the_whole_step(tmp_path: Path) -> None:
-    asked = [
-        "scenes/ar_grpo_c2i",
-        "reward=jpeg",
-        "source.on_policy.per_step=2",
-        "source.on_policy.plan.every_token.group=2",
-    ]
-    name, *changes = asked
-    alone_there = bench(read(name, changes), steps=1)
-    assert alone_there is not None
-    alone, out = alone_there.as_dict(), tmp_path / "both.json"
-    words = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "burnish", "bench", *asked, "--steps", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *words, "--json", str(out)], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    both = json.loads(out.read_text())["benches"][0]
-    assert (alone["processes"], both["processes"]) == (1, 2) and alone["images"] == both["images"] == 4
+def test_a_bench_of_two_processes_is_of_the_whole_step(run: Several) -> None:
+    alone, both = (json.loads(run.done("benched", processes).with_suffix(".json").read_text()) for processes in (1, 2))
+    assert (alone["processes"], both["processes"]) == (1, 2) and alone["images"] == both["images"] == 12
     for stage in ("draw", "update"):
         assert both["stages"][stage]["operations"] == pytest.approx(alone["stages"][stage]["operations"], rel=0.02)
+        assert alone["stages"][stage]["operations"] > 0
