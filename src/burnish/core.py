@@ -415,6 +415,7 @@ class Reward(ABC):
 
     differentiable: ClassVar[bool] = False  # the scorer passes gradients from its total to the pictures
     videos: ClassVar[bool] = False  # the scorer reads videos, (b, f, 3, h, w), as well as pictures
+    compares: ClassVar[bool] = False  # pictures of one prompt with one another: the scorer has to see a group whole
 
     @abstractmethod
     def load(self, device: torch.device) -> Scorer: ...

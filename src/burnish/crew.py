@@ -12,7 +12,7 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -70,6 +70,10 @@ class Crew:
     def share(self, value: Any) -> Any:
         """A value that calls pass on: it is sent to a machine once."""
         return self._ray.put(value)
+
+    def shares(self, values: Iterable[int]) -> list[list[int]]:
+        """These values, in their order, in equal parts, one for each worker; none is empty."""
+        return [part.tolist() for part in torch.tensor([*values]).tensor_split(len(self)) if len(part)]
 
     def calls(self, asked: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """The answers to these arguments, in their order, each as soon as it is there. Workers take turns.

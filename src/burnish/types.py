@@ -177,6 +177,15 @@ class Scores:
         values = torch.where(valid, values, torch.full_like(values, torch.nan))
         return Scores(values, {name: values}, valid, {name: tuple(notes)} if notes is not None else {})
 
+    @staticmethod
+    def require(found: object) -> Scores:
+        """What a reward has returned. Raises ValueError if it is something else."""
+        if not isinstance(found, Scores):
+            raise ValueError(
+                f"a reward returns Scores (Scores.of(name, values) makes them), not {type(found).__name__}"
+            )
+        return found
+
     def noted(self) -> Scores:
         """The same with notes on every part, empty ones where there were none: so that it can be joined with others."""
         nothing = ("",) * len(self.total)

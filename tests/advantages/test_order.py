@@ -11,6 +11,7 @@ from toy_denoiser import ToyFlow, asked
 from burnish.advantages.group_mean import GroupMean
 from burnish.advantages.tree import Tree
 from burnish.advantages.trimmed import Trimmed
+from burnish.advantages.width_pruned import WidthPruned
 from burnish.advantages.win_rate import WinRate
 from burnish.core import Advantage, LatentPlan
 from burnish.formulas.noise import Noise
@@ -144,6 +145,81 @@ def test_trees_of_other_prompts_are_not_compared():
 def test_a_tree_needs_steps():
     with pytest.raises(ValueError, match=r"advantage\.tree"):
         Tree()(scored([0.0, 1, 2, 5]), replace(grown(), decisions=()))
+
+
+@dataclass(frozen=True)
+class Given(Advantage):
+    """These, whatever the scores."""
+
+    values: tuple[tuple[float, ...], ...]
+
+    def __call__(self, scores: Scores, rollout: Rollout) -> torch.Tensor:
+        return torch.tensor(self.values)
+
+
+LATER = LatentPlan(
+    group=4, steps=6, stochastic=(0, 1, 2, 3, 4), forks=((0, 2), (1, 2)), transition=FlowSDE(), shared_start=True
+)
+VALUES = (
+    # forks   later
+    (1.0, 2.0, 5.0, 7.0, 6.0),
+    (1.0, 3.0, -4.0, -1.0, -1.0),
+    (8.0, 9.0, 0.5, 0.4, 0.3),
+    (8.0, 9.0, -9.0, 2.0, -8.0),
+)
+
+
+def long(prompts: int = 1) -> Rollout:
+    """A tree of four leaves, and three steps after its last fork."""
+    policy = ToyFlow(prompts=prompts).load(torch.device("cpu"))
+    return policy.sample(asked(4, prompts=prompts), LATER, Noise(0, 0, tuple(range(4 * prompts))))
+
+
+def test_of_every_branch_the_best_decisions_after_the_last_fork_are_kept():
+    """Half of three is one; of equal ones the earlier. Forks stay as they are."""
+    found = WidthPruned(Given(VALUES))(scored([0.0, 1, 2, 3]), long())
+    forks = [list(row[:2]) for row in VALUES]
+    assert found[:, :2].tolist() == forks
+    later = [[0, 7, 0], [0, -1, 0], [0.5, 0, 0], [0, 2, 0]]
+    torch.testing.assert_close(found[:, 2:], torch.tensor(later, dtype=found.dtype))
+    more = WidthPruned(Given(VALUES), share=0.7)(scored([0.0, 1, 2, 3]), long())
+    assert (more[:, 2:] != 0).sum(1).tolist() == [2, 2, 2, 2]
+
+
+def test_the_extremes_of_a_group_are_kept():
+    """Six of twelve, three from each end."""
+    pruned = WidthPruned(Given(VALUES), keep="extremes")
+    later = [[5.0, 7, 6], [-4, 0, 0], [0, 0, 0], [-9, 0, -8]]
+    torch.testing.assert_close(pruned(scored([0.0, 1, 2, 3]), long())[:, 2:], torch.tensor(later))
+    few = replace(pruned, share=0.01)(scored([0.0, 1, 2, 3]), long())[:, 2:]
+    assert few[few != 0].tolist() == [7, -9]
+    gone = pruned(scored([0.0, 1, torch.nan, 3]), long())[:, 2:]  # nine are left: two of the best, two of the worst
+    assert sorted(gone[[0, 1, 3]][gone[[0, 1, 3]] != 0].tolist()) == [-9, -8, 6, 7]
+
+
+def test_pruning_looks_at_one_group_and_not_at_the_order_of_rows():
+    values, rollout = VALUES + tuple(tuple(10 * v for v in row) for row in VALUES), long(prompts=2)
+    for keep in ("best", "extremes"):
+        alone = WidthPruned(Given(VALUES), keep=keep)(scored([0.0] * 4), long())
+        both = WidthPruned(Given(values), keep=keep)(scored([0.0] * 8), rollout)
+        torch.testing.assert_close(both, torch.cat([alone, 10 * alone]))
+        turned = torch.tensor([5, 2, 7, 0, 1, 6, 3, 4])
+        mixed = WidthPruned(Given(tuple(values[i] for i in turned)), keep=keep)
+        torch.testing.assert_close(mixed(scored([0.0] * 8), take(rollout, turned)), both[turned])
+
+
+def test_samples_that_no_fork_has_divided_are_pruned_from_their_first_step_on():
+    """Five decisions of each and not three: two are kept; and of equal ones the first two."""
+    alone = replace(long(), plan=LatentPlan(group=4))
+    k = long().logp.shape[1]
+    found = WidthPruned(Given(VALUES))(scored([0.0, 1, 2, 3]), alone)
+    best = torch.tensor(VALUES, dtype=found.dtype).sort(1, descending=True).values[:, : k // 2]
+    assert [row[row != 0].sort(descending=True).values.tolist() for row in found] == best.tolist()
+    same = WidthPruned(GroupMean())(scored([0.0, 1, 2, 3]), alone)
+    assert same[:, : k // 2].tolist() == [[value] * (k // 2) for value in (-1.5, -0.5, 0.5, 1.5)]
+    assert not same[:, k // 2 :].any()
+    with pytest.raises(ValueError, match="share: must be above 0"):
+        WidthPruned(Tree(), share=0.0)
 
 
 def test_trimming_everything_is_refused():

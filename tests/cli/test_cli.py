@@ -92,6 +92,8 @@ def test_a_run_can_be_drawn_from_checked_and_reported(trained, tmp_path, capsys)
     assert len(list((tmp_path / "p").glob("*.png"))) == 4
     code, out, _ = run(capsys, "check", str(trained))
     assert code == 0 and "can run: 2 steps of 2 prompts x 4 samples" in out
+    code, out, _ = run(capsys, "check", str(trained), "--rehearse")
+    assert code == 0 and "rehearsed here: " in out and "1 x sample of 8, without gradient" in out
     (trained / "report.html").unlink()
     code, out, _ = run(capsys, "report", str(trained))
     assert code == 0 and (trained / "report.html").is_file()

@@ -41,12 +41,21 @@ class Several:
         )
 
     def __call__(self, name: str, processes: int, folder: str = "", resume: bool = False) -> tuple[Path, list[int]]:
+        place = self.begin(name, processes, folder, resume)
+        return place, self.ended()
+
+    def begin(self, name: str, processes: int, folder: str = "", resume: bool = False) -> Path:
         place = self.home / (folder or f"{name}-{processes}")
         asked = {"name": name, "folder": str(place), "processes": processes, "resume": resume}
-        assert self.program.stdin and self.program.stdout
+        assert self.program.stdin
         self.program.stdin.write(json.dumps(asked) + "\n")
         self.program.stdin.flush()
-        return place, json.loads(self.program.stdout.readline())
+        return place
+
+    def ended(self) -> list[int]:
+        """The exit statuses of the run that was begun last."""
+        assert self.program.stdout
+        return json.loads(self.program.stdout.readline())
 
     def done(self, name: str, processes: int, folder: str = "", resume: bool = False) -> Path:
         place, status = self(name, processes, folder, resume)
@@ -177,23 +186,31 @@ def test_a_folder_that_holds_a_run_is_refused_by_all(run: Several) -> None:
     assert "holds a run already" in run.said(place)
 
 
-def wait_for(program: subprocess.Popen, folder: Path, step: int) -> None:
+def wait_for(folder: Path, step: int) -> None:
     """Until a run has told of a step."""
     metrics, limit = folder / "metrics.jsonl", time.monotonic() + 240
     while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
-        assert time.monotonic() < limit and program.poll() is None, several.done(program)
+        assert time.monotonic() < limit
         time.sleep(0.01)
 
 
-def test_one_killed_process_ends_the_run_and_it_goes_on(run: Several, tmp_path: Path) -> None:
-    """Under torchrun: SIGKILL of the second process, then a resume, against a run that was not killed."""
-    folder = tmp_path / "killed"
-    program = several.start("everything", folder, 2)
-    wait_for(program, folder, 6)
-    os.kill(int((folder.parent / "pid-1").read_text()), signal.SIGKILL)
-    status, said = several.done(program)
-    assert status != 0 and "lost the others" in said
-    run.done("everything", 2, str(folder), resume=True)
+def second(folder: Path) -> int:
+    """The number of the second process of a run."""
+    return int((folder.parent / "pid-1").read_text())
+
+
+def is_whole_after(folder: Path, step: int) -> bool:
+    newest = checkpoint.latest(folder)
+    return newest is not None and checkpoint.read(newest).step == lines(folder)[-1]["step"] >= step
+
+
+def test_one_killed_process_ends_the_run_and_it_goes_on(run: Several) -> None:
+    """SIGKILL of the second process, of which nobody tells the first; then a resume, against a run that was whole."""
+    folder = run.begin("everything", 2, "killed")
+    wait_for(folder, 6)
+    os.kill(second(folder), signal.SIGKILL)
+    assert run.ended() == [2, -signal.SIGKILL] and "lost the others" in run.said(folder)
+    run.done("everything", 2, "killed", resume=True)
     assert apart(run.done("everything", 1, "unbroken"), folder) < CLOSE
 
 
@@ -204,19 +221,20 @@ def test_accelerate_launch_starts_the_same_run(run: Several, tmp_path: Path) -> 
     assert apart(run.done("raster", 1, "by itself"), tmp_path / "launched") < CLOSE
 
 
-@pytest.mark.parametrize("how", ["one is told", "torchrun is killed"])
-def test_asked_to_stop_all_stop_after_the_same_step(run: Several, tmp_path: Path, how: str) -> None:
-    folder = tmp_path / "stopped"
+def test_one_is_asked_to_stop_and_all_stop_after_the_same_step(run: Several) -> None:
+    folder = run.begin("everything", 2, "stopped")
+    wait_for(folder, 5)
+    os.kill(second(folder), signal.SIGTERM)
+    assert run.ended() == [143, 143] and is_whole_after(folder, 5), run.said(folder)
+
+
+def test_when_torchrun_is_killed_they_stop_with_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "orphaned"
     program = several.start("everything", folder, 2)
-    wait_for(program, folder, 5)
-    if how == "one is told":
-        os.kill(int((folder.parent / "pid-1").read_text()), signal.SIGTERM)
-    else:
-        program.kill()  # nobody watches the processes any more
+    wait_for(folder, 5)
+    program.kill()  # nobody watches the processes any more
     _, said = several.done(program)
-    assert how == "one is told" or "Traceback" not in said, said  # told of the end of one, torchrun has one of its own
-    newest = checkpoint.latest(folder)
-    assert newest and checkpoint.read(newest).step == lines(folder)[-1]["step"] >= 5
+    assert "Traceback" not in said and is_whole_after(folder, 5), said
 
 
 def test_shares_are_whole_and_in_order() -> None:

@@ -16,6 +16,7 @@ from ray_toys import Mortal, Tells
 from runs_apart import CLOSE, apart
 from toy_run import lines
 
+from burnish.core import Scorer
 from burnish.crew import Luggage, Workers, connected
 from burnish.engine.layouts.on_ray import Asked, learn, train_on_ray
 from burnish.engine.loop import train
@@ -38,16 +39,21 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def tells(cluster: None) -> Scorer:
+    return OnRay(Tells(), Workers(2)).load(CPU)
+
+
 def asked(n: int) -> tuple[torch.Tensor, list[Prompt]]:
     return torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(0)), [
         Prompt(f"p{i}", f"text {i}") for i in range(n)
     ]
 
 
-def test_scores_of_workers_are_those_of_the_reward():
+def test_scores_of_workers_are_those_of_the_reward(tells: Scorer):
     images, prompts = asked(5)
     images[3] = 0
-    alone, together = Tells().load(CPU)(images, prompts), OnRay(Tells(), Workers(2)).load(CPU)(images, prompts)
+    alone, together = Tells().load(CPU)(images, prompts), tells(images, prompts)
     torch.testing.assert_close(together.total, alone.total, equal_nan=True, rtol=0, atol=0)
     assert together.valid.tolist() == alone.valid.tolist() == [True, True, True, False, True]
     said = [note.split(" by ") for note in together.notes["tells"]]
@@ -55,9 +61,9 @@ def test_scores_of_workers_are_those_of_the_reward():
     assert len({process for _, process in said}) == 2 and str(os.getpid()) not in {process for _, process in said}
 
 
-def test_fewer_pictures_than_workers():
+def test_fewer_pictures_than_workers(tells: Scorer):
     images, prompts = asked(1)
-    assert OnRay(Tells(), Workers(3)).load(CPU)(images, prompts).total.tolist() == [float(images[0, 0, 0, 0])]
+    assert tells(images, prompts).total.tolist() == [float(images[0, 0, 0, 0])]
 
 
 def test_a_worker_that_dies_is_replaced_and_asked_again(tmp_path: Path):
@@ -67,11 +73,10 @@ def test_a_worker_that_dies_is_replaced_and_asked_again(tmp_path: Path):
     assert (tmp_path / "died").exists()
 
 
-def test_what_goes_wrong_in_a_worker_is_a_sentence():
-    scorer = OnRay(Tells()).load(CPU)
+def test_what_goes_wrong_in_a_worker_is_a_sentence(tells: Scorer):
     images, _ = asked(1)
     with pytest.raises(ValueError, match=r"^KeyError: 'no such endpoint'$"):
-        scorer(images, [Prompt("p", "wrong")])
+        tells(images, [Prompt("p", "wrong")])
     with pytest.raises(ValueError, match="no weights at all"):
         OnRay(Tells(broken=True)).load(CPU)
 
@@ -94,7 +99,7 @@ def ran(recipe: Recipe, folder: Path) -> Path:
 def test_samples_of_workers_make_the_same_run(tmp_path: Path, name: str):
     """Three updates: what is drawn by old weights would tell. `dgpo` draws by an average of them."""
     recipe = several.NAMED[name]()
-    there = replace(recipe, drawers=Workers(2), scorers=Workers(2, cpus=0.5), overlap=True)
+    there = replace(recipe, drawers=Workers(2), scorers=Workers(cpus=0.5), overlap=True)
     gap = apart(ran(recipe, tmp_path / "here"), ran(there, tmp_path / "there"))
     assert gap < (1e-5 if several.in_float32(name) else CLOSE)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from chat_server import Server
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
@@ -82,3 +83,17 @@ def pictures() -> Callable[..., torch.Tensor]:
 @pytest.fixture
 def prompts() -> Callable[..., tuple[Prompt, ...]]:
     return lambda *texts: tuple(Prompt(id=str(i), text=text) for i, text in enumerate(texts))
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Starts servers, which end with the test."""
+    servers = []
+
+    def start(answer):
+        servers.append(Server(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import gc
-import io
 import itertools
 import json
 import math
 import threading
 import time
 import weakref
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
+from chat_server import picture_of, question_of
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -35,81 +33,9 @@ from burnish.rewards.judge import Judge, _read_question
 GOOD = '{"objects": 1, "attributes": 0.5, "counts": 1.0, "relations": 0, "quality": 0.25}'
 
 
-class Server:
-    """An OpenAI-compatible server on the loopback. `answer(request body)` says what it does."""
-
-    def __init__(self, answer):
-        self.requests, self.open, self.most = [], 0, 0
-        lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.requests.append((self.path, dict(self.headers), None))
-                status = 401 if self.headers.get("Authorization") == "Bearer wrong" else 200
-                self.reply(status, b"{}")
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.requests.append((self.path, dict(self.headers), body))
-                    outer.open += 1
-                    outer.most = max(outer.most, outer.open)
-                    number = len(outer.requests)
-                try:
-                    answer(self, body, number)
-                finally:
-                    with lock:
-                        outer.open -= 1
-
-            def say(self, text):
-                self.reply(200, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode())
-
-            def reply(self, status, content):
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(answer):
-        servers.append(Server(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
 def judge(server, cpu, **settings):
     settings = {"model": "tiny", "timeout": 30.0, "pause": 0.01} | settings
     return Judge(endpoint=server.url, **settings).load(cpu)
-
-
-def question_of(body):
-    return next(part["text"] for part in body["messages"][0]["content"] if part["type"] == "text")
-
-
-def picture_of(body):
-    url = next(part["image_url"]["url"] for part in body["messages"][0]["content"] if part["type"] == "image_url")
-    kind, _, data = url.partition(";base64,")
-    return kind, np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
 def test_a_good_answer_is_the_scaled_sum_of_its_marks(serve, cpu, pictures, prompts):
@@ -341,7 +267,7 @@ def save_llava(folder, reply, norm=0.0):
 @pytest.mark.parametrize(("reply", "value"), [('{"real":1}', 0.25), ("lovely", None)])
 def test_a_local_model_is_asked_in_batches(tmp_path, cpu, pictures, prompts, reply, value):
     save_llava(tmp_path, reply)
-    scorer = Judge(str(tmp_path), "fake", tokens=1, batch=2, dtype="float32").load(cpu)
+    scorer = Judge(str(tmp_path), question="fake", tokens=1, batch=2, dtype="float32").load(cpu)
     runs = []
     scorer.chat.model.model.vision_tower.register_forward_hook(lambda _m, _a, out: runs.append(len(out[0])))
     scores = scorer(pictures(3, 20, 24), prompts("a", "b", "c"))
@@ -354,13 +280,14 @@ def test_a_local_model_is_asked_in_batches(tmp_path, cpu, pictures, prompts, rep
 
 
 def test_replies_do_not_depend_on_who_else_is_asked(tmp_path, cpu, pictures):
-    """Questions of different lengths share a batch, so they must be padded on the left."""
+    """Questions of different lengths, and about two pictures, share a batch: they must be padded on the left."""
     save_llava(tmp_path, "yes", norm=5.0)
     questions, images = ["w7", "w9 w11 w6 w8 w30 w31 w12", "w20 w21"], pictures(3, 16, 16)
-    photos = [Image.fromarray(levels) for levels in to_bytes(images)]
+    one, two, three = (Image.fromarray(levels) for levels in to_bytes(images))
+    photos = [[one], [two], [two, three]]
 
     def replies(batch):
-        scorer = Judge(str(tmp_path), "fake", tokens=6, batch=batch, dtype="float32").load(cpu)
+        scorer = Judge(str(tmp_path), question="fake", tokens=6, batch=batch, dtype="float32").load(cpu)
         return scorer.chat.ask(photos, questions, str)
 
     assert replies(3) == replies(1) and len(set(replies(1))) > 1
@@ -369,10 +296,10 @@ def test_replies_do_not_depend_on_who_else_is_asked(tmp_path, cpu, pictures):
 def test_judges_of_one_local_model_share_its_weights(tmp_path, cpu):
     save_llava(tmp_path, "yes")
     fake, weird = (
-        Judge(str(tmp_path), question, tokens=1, dtype="float32").load(cpu) for question in ("fake", "weird")
+        Judge(str(tmp_path), question=question, tokens=1, dtype="float32").load(cpu) for question in ("fake", "weird")
     )
     assert fake.chat.model is weird.chat.model
-    assert Judge(str(tmp_path), "fake", tokens=1, dtype="bfloat16").load(cpu).chat.model is not fake.chat.model
+    assert Judge(str(tmp_path), question="fake", tokens=1, dtype="bfloat16").load(cpu).chat.model is not fake.chat.model
     weights = weakref.ref(fake.chat.model)
     del fake, weird
     gc.collect()

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
 from burnish.cli.words import Changes, RecipeName
 
+if TYPE_CHECKING:
+    from burnish.recipe.recipe import Recipe
 
-def check(recipe: RecipeName, changes: Changes = None) -> None:
+
+def check(
+    recipe: RecipeName,
+    changes: Changes = None,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse", help="Load it and make one pass of each kind: what memory and time will a run take?"
+        ),
+    ] = False,
+) -> None:
     """Find faults, settings that do nothing, and what a run will take. Exit status 2 if it could not start."""
     from burnish.recipe.check import check as findings
     from burnish.recipe.check import samples
@@ -25,6 +39,9 @@ def check(recipe: RecipeName, changes: Changes = None) -> None:
         raise typer.Exit(2)
     prompts, group = samples(decoded)
     print(f"{recipe} can run: {decoded.steps} steps of {prompts} prompts x {group} samples")
+    if rehearse:
+        _rehearsed(decoded)
+        return
     taken = estimate(decoded)
     if taken is None:
         return
@@ -36,3 +53,17 @@ def check(recipe: RecipeName, changes: Changes = None) -> None:
         f"    {taken.seconds_a_step:.2f} s a step or more, {hours:.2f} h for all, at the "
         f"{taken.rate:.0f} G multiply-adds a second just measured here"
     )
+
+
+def _rehearsed(recipe: Recipe) -> None:
+    from burnish.engine.rehearsal import rehearse
+
+    found = rehearse(recipe)
+    print(
+        f"rehearsed here: {found.memory / 1e9:.2f} GB of memory; {found.seconds:.2f} s a step, "
+        f"{found.seconds * recipe.steps / 3600:.2f} h for all, without evaluations and measures"
+    )
+    for kind, (count, seconds) in found.passes.items():
+        what = f"{count} x {kind.what} of {kind.rows}, {'with' if kind.gradient else 'without'} gradient"
+        print(f"    {what:<44}{count * seconds:9.2f} s")
+    print(f"    {'rewards, decoding, optimiser and all else':<44}{found.rest:9.2f} s")

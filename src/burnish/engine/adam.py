@@ -51,12 +51,12 @@ def _as_written(optimiser: torch.optim.Optimizer) -> Iterator[None]:
 
 def plain(moment: Tensor) -> Tensor:
     """A moment in 32 bits."""
-    return moment.dequantize() if hasattr(moment, "codes") else moment
+    return moment.dequantize() if _is_packed(moment) else moment
 
 
 def packed(moment: Tensor) -> Tensor | dict[str, Tensor]:
     """A moment in tensors that anybody can read."""
-    if not hasattr(moment, "codes"):
+    if not _is_packed(moment):
         return moment
     known: Any = moment
     return {"codes": known.codes, "scale": known.scale, "table": known.qmap, "signed": torch.tensor(known.signed)}
@@ -68,6 +68,10 @@ def unpacked(moment: Tensor | Mapping[str, Tensor]) -> Tensor:
         return moment
     kind = _library().subclass_8bit.OptimState8bit
     return kind(moment["codes"], moment["scale"], moment["table"], bool(moment["signed"]), torch.float32)
+
+
+def _is_packed(moment: Tensor) -> bool:
+    return hasattr(moment, "codes")  # torchao's OptimState8bit
 
 
 def _library() -> Any:

@@ -149,15 +149,15 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
         before = held(device_of(recipe.device))
         place = chosen.build(recipe)
         run = Run(recipe, Path(), Nowhere(), Interruption())
-        _step(run, place, 1, {})
+        one_step(run, place, 1, {})
         forget_peak(place.device)
         clocks = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
-        timed = [_step(run, place, 2 + number, clocks) for number in range(steps)]
+        timed = [one_step(run, place, 2 + number, clocks) for number in range(steps)]
         most = peak(place.device) - before
         alone = Run(replace(recipe, overlap=False), Path(), Nowhere(), Interruption())  # other threads are not counted
         with torch.compiler.set_stance("force_eager"), Work() as work:  # inside compiled code nothing is seen
             clocks = {"operations": lambda: work.operations, "traffic": lambda: work.traffic}
-            counted, metrics = _step(alone, place, steps + 2, clocks)
+            counted, metrics = one_step(alone, place, steps + 2, clocks)
         dtype = max(work.by_type, key=work.by_type.__getitem__, default=torch.float32)
         place.ranks.gathered(None)  # all measure the machine together
         rates = 2 * matrix_rate(dtype, place.device), memory_rate(place.device)
@@ -195,7 +195,7 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
     )
 
 
-def _step(
+def one_step(
     run: Run, place: Place, step: int, clocks: Mapping[str, Callable[[], float]]
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """A step: what each clock counted in each stage here, and the metrics."""

@@ -54,10 +54,9 @@ class DrawnByWorkers(Source):
         known = policy.parameters()
         weights = self._crew.share({name: full(weight).detach().cpu() for name, weight in known})
         places = range(len(self.prompts_at(step, seed))) if places is None else places
-        shares = [at for at in torch.tensor(list(places)).tensor_split(len(self._crew)) if len(at)]
         plan, device = self.plan_at(step), known[0][1].device
         parts = []
-        for part in self._crew.calls([(weights, step, seed, attempt, at.tolist()) for at in shares]):
+        for part in self._crew.calls([(weights, step, seed, attempt, at) for at in self._crew.shares(places)]):
             parts.append(replace(moved(part, device), plan=plan))
             if drawn:
                 drawn(parts[-1])

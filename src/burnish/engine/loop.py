@@ -274,7 +274,7 @@ def refuse(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"{folder} holds a run already; resume it, or choose another folder")
-    earlier, now = (_complete(text) for text in (recipe.read_text(encoding="utf-8"), as_yaml(facts)))
+    earlier, now = _complete(recipe.read_text(encoding="utf-8")), data_of(as_yaml(facts))
     for key, value in now.items():
         if key not in FREE and earlier.get(key) != value:
             was = earlier.get(key)

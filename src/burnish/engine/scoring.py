@@ -37,13 +37,9 @@ def scored(rollout: Rollout, scorer: Scorer, name: str, step: int) -> Scores:
     b = len(rollout)
     try:
         with lap("scoring"), torch.no_grad():
-            found = scorer(rollout.media, rollout.prompts)
+            found = Scores.require(scorer(rollout.media, rollout.prompts))
     except Exception as e:  # a reward may be anybody's code: there is no naming what it raises
         raise ValueError(f"{name}: the reward failed at step {step}: {type(e).__name__}: {e}") from e
-    if not isinstance(found, Scores):
-        raise ValueError(
-            f"{name}: a reward returns Scores (Scores.of(name, values) makes them), not {type(found).__name__}"
-        )
     for what, value in {"total": found.total, "valid": found.valid, **found.parts}.items():
         if value.shape != (b,):
             raise ValueError(

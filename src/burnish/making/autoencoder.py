@@ -1,7 +1,7 @@
 """Train the scenes' autoencoders, small ones of diffusers' classes, from rendered pictures or videos alone.
 
     burnish world autoencoder --seconds 900 --seed 0 --out FOLDER               an AutoencoderKL
-    burnish world video_autoencoder --seconds 3600 --seed 0 --out FOLDER        an AutoencoderKLWan
+    burnish world video_autoencoder --seconds 3000 --seed 0 --out FOLDER        an AutoencoderKLWan
 
 The denoisers of the world draw in their latents: 8 x 8 places of a 64 x 64 picture, 5 x 8 x 8 of a video (whose frames
 are read in patches of 2 x 2 pixels, as Wan 2.2 reads them: at half the side a step takes a quarter of the time). One
@@ -131,7 +131,7 @@ class Videos(Medium):
             scale_factor_spatial=8,
         )
         for name, part in self.model.named_modules():
-            if hasattr(part, "_padding"):  # diffusers' WanCausalConv3d
+            if type(part).__name__ == "WanCausalConv3d":
                 part.forward = partial(_causal, part, part.forward)
             if name.endswith("time_conv"):
                 _begin_alike(part)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -215,12 +216,14 @@ def matched(
     draws: torch.Generator,
     velocity: Callable[[Float[Tensor, "b *d"], Float[Tensor, " b"]], Float[Tensor, "b *d"]],
     taught: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    shift: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Mean squared error of a rectified flow's velocity at logit-normal times.
 
     taught  what it is to be, of states, times and noise - clean, which it is without
+    shift   above 1, times with more noise (Esser et al. 2024, eq. 23)
     """
-    t = torch.randn(len(x), generator=draws).sigmoid()
+    t = (torch.randn(len(x), generator=draws) + math.log(shift)).sigmoid()  # eq. 23 adds to the logit
     noise = torch.randn(x.shape, generator=draws)
     noisy, target = mixed(x, noise, t), noise - x
     return F.mse_loss(velocity(noisy, t), taught(noisy, t, target) if taught else target)

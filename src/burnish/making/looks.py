@@ -156,12 +156,7 @@ def main(kind: str, argv: list[str]) -> None:
         parser.error("realism needs --text and --classes, the base models whose drawings it learns to recognise")
     if kind == "realism":
         examples = realism_examples(known.tokenizer, known.text, known.classes, known.seed, known.scenes)
-        train(known.out, examples, {0: "drawn", 1: "real"}, known.seconds, known.seed)
+        labels = {0: "drawn", 1: "real"}
     else:
-        train(
-            known.out,
-            quality_examples(known.tokenizer, known.seed, known.scenes),
-            {0: "quality"},
-            known.seconds,
-            known.seed,
-        )
+        examples, labels = quality_examples(known.tokenizer, known.seed, known.scenes), {0: "quality"}
+    train(known.out, examples, labels, known.seconds, known.seed)

@@ -82,7 +82,8 @@ class Video(Pupil):
         features, _ = self.pipeline.encode_prompt(
             distinct, do_classifier_free_guidance=False, max_sequence_length=SLOTS, device=torch.device("cpu")
         )
-        return matched(x, draws, lambda noisy, t: self.network(noisy, t * 1000, features[rows]).sample)
+        shift = x.shape[2] ** 0.5  # frames repeat each other, so that as much noise hides less (Esser et al. 2024)
+        return matched(x, draws, lambda noisy, t: self.network(noisy, t * 1000, features[rows]).sample, shift=shift)
 
 
 def reader(text: Path) -> tuple[Any, Any]:

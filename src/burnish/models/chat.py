@@ -14,14 +14,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 import httpx
 import torch
-from PIL.Image import Image
+from jaxtyping import Float
+from PIL.Image import Image, fromarray
+from torch import Tensor
 
+from burnish.models.pixels import to_bytes
 from burnish.models.places import unpacked
 from burnish.models.released import Dtype, first_line, from_pretrained
 
@@ -38,14 +42,23 @@ class Failed:
     reason: str
 
 
+UNSOUND = Failed("the picture holds NaN or infinity")
+
+
+def sound_pictures(images: Float[Tensor, "b 3 h w"]) -> list[Image | None]:
+    """Pictures to be shown. None for one with NaN: 8 bits cannot hold that, and would make it a plausible one."""
+    sound = images.detach().flatten(1).isfinite().all(1).tolist()
+    return [fromarray(levels) if ok else None for levels, ok in zip(to_bytes(images), sound, strict=True)]
+
+
 class Chat(ABC):
-    """Something that can be asked about a picture."""
+    """Something that can be asked about pictures."""
 
     @abstractmethod
     def ask(
-        self, pictures: Sequence[Image], questions: Sequence[str], read: Callable[[str], T | Failed]
+        self, pictures: Sequence[Sequence[Image]], questions: Sequence[str], read: Callable[[str], T | Failed]
     ) -> list[T | Failed]:
-        """What `read` makes of the reply to each question about the picture beside it."""
+        """What `read` makes of the reply to each question about the pictures beside it, which are shown in order."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +76,14 @@ class Endpoint(Chat):
     encoding: str = "png"  # of the pictures sent: png, or jpeg at quality 95
 
     def ask(
-        self, pictures: Sequence[Image], questions: Sequence[str], read: Callable[[str], T | Failed]
+        self, pictures: Sequence[Sequence[Image]], questions: Sequence[str], read: Callable[[str], T | Failed]
     ) -> list[T | Failed]:
         """Answers in the order of the questions. None is waited for longer than its attempts and pauses allow."""
         with self._client() as client:
             threads = ThreadPoolExecutor(self.concurrency)
             try:
                 pairs = zip(pictures, questions, strict=True)
-                asked = [threads.submit(self._answer, client, picture, words, read) for picture, words in pairs]
+                asked = [threads.submit(self._answer, client, shown, words, read) for shown, words in pairs]
                 return [future.result() for future in asked]
             finally:  # Ctrl-C waits for what is under way, and asks nothing more
                 threads.shutdown(cancel_futures=True)
@@ -94,13 +107,13 @@ class Endpoint(Chat):
         return httpx.Client(base_url=base, headers=headers, limits=limits, timeout=self.timeout, trust_env=not near)
 
     def _answer(
-        self, client: httpx.Client, picture: Image, question: str, read: Callable[[str], T | Failed]
+        self, client: httpx.Client, shown: Sequence[Image], question: str, read: Callable[[str], T | Failed]
     ) -> T | Failed:
         body = {
             "model": self.model,
             "max_tokens": self.tokens,
             "temperature": 0,
-            "messages": self._messages(picture, question),
+            "messages": self._messages(shown, question),
         }
         found: T | Failed = Failed("never asked")
         for attempt in range(self.retries + 1):
@@ -113,12 +126,11 @@ class Endpoint(Chat):
                 return found
         return Failed(f"{found.reason} (after {self.retries + 1} attempts)")
 
-    def _messages(self, picture: Image, question: str) -> list[dict[str, Any]]:
-        address = {
-            "url": f"data:image/{self.encoding};base64,{base64.b64encode(encoded(picture, self.encoding)).decode()}"
-        }
-        content = [{"type": "image_url", "image_url": address}, {"type": "text", "text": question}]
-        return [{"role": "user", "content": content}]
+    def _messages(self, shown: Sequence[Image], question: str) -> list[dict[str, Any]]:
+        packed = [base64.b64encode(encoded(picture, self.encoding)).decode() for picture in shown]
+        addresses = [{"url": f"data:image/{self.encoding};base64,{data}"} for data in packed]
+        content = [{"type": "image_url", "image_url": address} for address in addresses]
+        return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
     def _attempt(self, client: httpx.Client, body: dict[str, Any]) -> tuple[str | Failed, bool]:
         """The reply, and whether asking again could give a better one."""
@@ -170,6 +182,66 @@ def encoded(picture: Image, encoding: str) -> bytes:
     return buffer.getvalue()
 
 
+@dataclass(frozen=True)
+class ChatSettings:
+    """Settings of every reward that asks a vision-language model. `endpoint` for a server, empty for a local model."""
+
+    model: str = "Qwen/Qwen2.5-VL-3B-Instruct"  # name of the model at the endpoint; hub id or folder of a local one
+    endpoint: str = (
+        ""  # base address of an OpenAI-compatible server, as in http://localhost:8000/v1; empty: a local model
+    )
+    key_variable: str = ""  # environment variable that holds the server's key; empty: no key
+    ping: bool = False  # ask the server for its models before the run starts
+    timeout: float = 60.0  # seconds for one attempt; a reply that trickles in can stretch it to twice that
+    retries: int = 3  # further attempts after a failure that may pass, or an unreadable reply
+    pause: float = 0.5  # seconds before the first retry; doubled each time up to 30, with jitter
+    concurrency: int = 8  # questions under way at once
+    encoding: Literal["png", "jpeg"] = "png"  # of the pictures sent to a server
+    tokens: int = 256  # longest reply
+    dtype: Dtype = "bfloat16"  # of a local model's weights
+    batch: int = 8  # questions in one forward pass of a local model
+
+    def check(self, where: str) -> None:
+        """Raises ValueError, which names `where`, for numbers out of range."""
+        if self.retries < 0 or self.concurrency < 1 or self.timeout <= 0 or self.pause < 0:
+            raise ValueError(
+                f"{where}: expected retries of at least 0, concurrency of at least 1, a timeout above 0 and a "
+                f"pause of at least 0; got {self.retries}, {self.concurrency}, {self.timeout:g}, {self.pause:g}"
+            )
+
+    def chat(self, where: str, device: torch.device) -> Chat:
+        """The model, ready to be asked. Raises ValueError, which names `where`, for a bad address, key or model."""
+        if not self.endpoint:
+            return load_local_chat(self.model, f"{where}.model", device, self.dtype, self.batch, self.tokens)
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"{where}.endpoint: {self.endpoint!r} is no address; expected http://... or https://...")
+        chat = Endpoint(
+            self.endpoint, self.model, key_from(self.key_variable, f"{where}.key_variable"), self.timeout,
+            self.retries, self.pause, self.concurrency, self.tokens, self.encoding,
+        )  # fmt: skip
+        if self.ping:
+            try:
+                chat.ping()
+            except ValueError as error:
+                raise ValueError(f"{where}.endpoint: {error}; start the server, or set ping: false to go on") from error
+        return chat
+
+
+def read_question(name: str, beside: Path, where: str) -> tuple[str, str]:
+    """First line and rest of a text file: one beside the module `beside`, `MODULE_NAME.txt`, or the path of another.
+
+    Raises ValueError, which starts with `where`, if there is no such file.
+    """
+    own = beside.parent / f"{beside.stem}_{name}.txt"
+    try:
+        first, _, text = (own if own.is_file() else Path(name)).read_text("utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        files = sorted(beside.parent.glob(f"{beside.stem}_*.txt"))
+        choices = ", ".join(file.stem.removeprefix(f"{beside.stem}_") for file in files)
+        raise ValueError(f"{where}: {name!r} is no text file (choices: {choices}, or a path)") from error
+    return first, text.strip()
+
+
 def key_from(variable: str, where: str) -> str:
     """The key in an environment variable, "" if no variable is named; ValueError if it is named and not set."""
     if variable and not os.environ.get(variable):
@@ -188,7 +260,7 @@ class LocalChat(Chat):
         self._tokens = tokens  # longest reply
 
     def ask(
-        self, pictures: Sequence[Image], questions: Sequence[str], read: Callable[[str], T | Failed]
+        self, pictures: Sequence[Sequence[Image]], questions: Sequence[str], read: Callable[[str], T | Failed]
     ) -> list[T | Failed]:
         """One reply each: a greedy model asked again would say the same."""
         found: list[T | Failed] = []
@@ -198,11 +270,11 @@ class LocalChat(Chat):
         return found
 
     @torch.no_grad()
-    def _replies(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[str]:
-        talks = [
-            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
-            for picture, question in zip(pictures, questions, strict=True)
-        ]
+    def _replies(self, pictures: Sequence[Sequence[Image]], questions: Sequence[str]) -> list[str]:
+        talks = []
+        for shown, question in zip(pictures, questions, strict=True):
+            content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in shown]
+            talks.append([{"role": "user", "content": [*content, {"type": "text", "text": question}]}])
         inputs = self._processor.apply_chat_template(
             talks, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
             processor_kwargs={"padding": True},

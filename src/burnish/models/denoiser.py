@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,8 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         rows, distinct = distinct_prompts(prompts)
         conditions = self.network.conditions(distinct)
         times = plan.times(self.network.times)
-        stored = torch.bfloat16 if plan.stored == "bf16" else torch.float32
-        x = self._start(plan, noise, leader[:, 0]).to(stored).float()
-        keep: dict[str, list[Tensor]] = {name: [] for name in ("before", "after", "mean", "logp", "std")}
-        kept, waypoint = [], None
+        x = _stored(self._start(plan, noise, leader[:, 0]), plan)
+        record, waypoint = _Record(), None
         clean, since = torch.zeros_like(x), torch.ones(b, dtype=torch.float64)  # of the step before; 1: there was none
         for i in range(plan.steps):
             waypoint = x if i == plan.waypoint else waypoint
@@ -109,31 +107,13 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
             after = _solved(here, v, t, s, course.curved[movers, i], (clean[at], since[movers]))
             random = course.drawn[movers, i].nonzero().squeeze(1)
             if len(random):
-                assert plan.transition is not None
                 of = random.to(device)
-                begin = torch.full((len(of),), float(t), dtype=torch.float64, device=device)
-                end, number = torch.full_like(begin, float(times[i + 1])), torch.full_like(begin, i, dtype=torch.long)
-                mean, std = plan.move(here[of], v[of], begin, end, number)
-                author = course.author[movers[random], i]
-                z = self._noise(noise, author, f"step {i}")
-                if plan.siblings != "own" and i in dict(plan.forks):
-                    z = self._kin(plan, noise, leader[movers[random], i], i, z)
-                moved = (mean + gaussian.rows(std, mean) * z).to(stored).float()
-                after[of] = moved
-                if isinstance(plan.transition, Stirred):
-                    more = self._noise(noise, author, f"stir {i}")
-                    after[of] = moved + gaussian.rows(plan.transition.stir(begin, end), moved) * more
-                told = course.recorded[movers[random], i]
-                if told.any():
-                    logp = plan.transition.logp(moved, mean, std)
-                    for name, value in zip(keep, (here[of], moved, mean, logp, std), strict=True):
-                        keep[name].append(value[told.to(device)])
-                    kept.append((movers[random][told], i))
+                after[of] = self._drawn(plan, noise, course, movers[random], i, (here[of], v[of]), times, record)
             clean, since[movers] = clean.index_copy(0, at, gaussian.clean(here, v, t.expand(len(at)))), t
-            x = x.index_copy(0, at, after.to(stored).float())
+            x = x.index_copy(0, at, _stored(after, plan))
             if plan.candidates > 1:  # all go on from the one that was chosen
                 x = x[leader[:, i + 1].to(device)]
-        decisions = _recorded(keep, kept, times, leader, course.author, noise.ids, plan)
+        decisions = record.decisions(times, leader, course.author, noise.ids, plan)
         group = torch.arange(b).div(plan.compared, rounding_mode="floor")
         return Rollout(
             tuple(prompts),
@@ -146,6 +126,37 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
             waypoint=waypoint,
             evaluations=sharing.evaluations(leader, course.seen),
         )
+
+    def _drawn(
+        self,
+        plan: LatentPlan,
+        noise: Noise,
+        course: _Course,
+        movers: Int[Tensor, " n"],
+        i: int,
+        here: tuple[Float[Tensor, "n *d"], Float[Tensor, "n *d"]],
+        times: Float[Tensor, " s"],
+        record: _Record,
+    ) -> Float[Tensor, "n *d"]:
+        """States that are drawn in step i, given those before it and velocities; what is learned from is recorded."""
+        assert plan.transition is not None
+        x, v = here
+        begin = torch.full((len(x),), float(times[i]), dtype=torch.float64, device=x.device)
+        end, number = torch.full_like(begin, float(times[i + 1])), torch.full_like(begin, i, dtype=torch.long)
+        mean, std = plan.move(x, v, begin, end, number)
+        author = course.author[movers, i]
+        z = self._noise(noise, author, f"step {i}")
+        if plan.siblings != "own" and i in dict(plan.forks):
+            z = self._kin(plan, noise, course.leader[movers, i], i, z)
+        moved = _stored(mean + gaussian.rows(std, mean) * z, plan)
+        told = course.recorded[movers, i]
+        if told.any():
+            record.add(movers, i, told, (x, moved, mean, plan.transition.logp(moved, mean, std), std))
+        if isinstance(plan.transition, Stirred):
+            return moved + gaussian.rows(plan.transition.stir(begin, end), moved) * self._noise(
+                noise, author, f"stir {i}"
+            )
+        return moved
 
     def _start(self, plan: LatentPlan, noise: Noise, leader: Int[Tensor, " b"]) -> Tensor:
         """Starting states. Samples that share theirs take the noise of their leader."""
@@ -312,51 +323,61 @@ def _solved(
     return torch.where(gaussian.rows(curved, x) > 0, bent, straight)
 
 
-def _recorded(
-    keep: Mapping[str, list[Tensor]],
-    kept: Sequence[tuple[Tensor, int]],
-    times: Tensor,
-    leader: Int[Tensor, "b s"],
-    author: Int[Tensor, "b t"],
-    ids: Sequence[int],
-    plan: LatentPlan,
-) -> tuple[Latents, ...]:
-    """What was kept at each step, a row a sample. Each sample has equally many decisions."""
-    if not kept:
-        return ()
-    b, device = len(leader), keep["logp"][0].device
-    sample = torch.cat([at for at, _ in kept])
-    step = torch.cat([torch.full_like(at, i) for at, i in kept])
-    order = torch.argsort(sample, stable=True)
-    k = len(order) // b
-    sample, step = sample[order].view(b, k), step[order].view(b, k)
+@dataclass
+class _Record:
+    """What was drawn and is learned from, step by step."""
 
-    def rows(name: str) -> Tensor:
-        return torch.cat(keep[name])[order.to(device)].unflatten(0, (b, k))
+    values: dict[str, list[Tensor]] = field(default_factory=dict)
+    kept: list[tuple[Int[Tensor, " n"], int]] = field(default_factory=list)  # samples, and the step
 
-    # Numbers that mean the same in every chunk of a draw: they are made from the noise id of the sample that leads.
-    names = torch.tensor(ids)
+    def add(self, samples: Int[Tensor, " n"], step: int, told: Bool[Tensor, " n"], of: Sequence[Tensor]) -> None:
+        """Those of these samples that are `told`: state before and after, mean, log-probability and deviation."""
+        for name, value in zip(("before", "after", "mean", "logp", "std"), of, strict=True):
+            self.values.setdefault(name, []).append(value[told.to(value.device)])
+        self.kept.append((samples[told], step))
 
-    def numbered(who: Tensor, state: Tensor) -> Tensor:
-        return (names[who] * (plan.steps + 1) + state).to(device)
+    def decisions(
+        self,
+        times: Float[Tensor, " s"],
+        leader: Int[Tensor, "b s"],
+        author: Int[Tensor, "b t"],
+        ids: Sequence[int],
+        plan: LatentPlan,
+    ) -> tuple[Latents, ...]:
+        """A row a sample. Each sample has equally many decisions."""
+        if not self.kept:
+            return ()
+        b, device = len(leader), self.values["logp"][0].device
+        sample = torch.cat([at for at, _ in self.kept])
+        step = torch.cat([torch.full_like(at, i) for at, i in self.kept])
+        order = torch.argsort(sample, stable=True)
+        k = len(order) // b
+        sample, step = sample[order].view(b, k), step[order].view(b, k)
+        rows = {name: torch.cat(parts)[order.to(device)].unflatten(0, (b, k)) for name, parts in self.values.items()}
+        # Numbers that mean the same in every chunk of a draw: they are made from the noise id of the sample that leads.
+        names = torch.tensor(ids)
 
-    std, node = rows("std"), numbered(author[sample, step], step + 1)
-    _, inverse, leaves = node.unique(return_inverse=True, return_counts=True)
-    return (
-        Latents(
-            before=rows("before"),
-            after=rows("after"),
-            time=torch.stack([times[step], times[step + 1]], -1).to(device),
-            logp=rows("logp"),
-            mean=rows("mean"),
-            std=std,
-            weight=(1 / leaves[inverse]).to(std),
-            entropy=gaussian.entropy(std),
-            step=step.to(device),
-            origin=numbered(leader[sample, step], step),
-            node=node,
-        ),
-    )
+        def numbered(who: Tensor, state: Tensor) -> Tensor:
+            return (names[who] * (plan.steps + 1) + state).to(device)
+
+        node = numbered(author[sample, step], step + 1)
+        _, inverse, leaves = node.unique(return_inverse=True, return_counts=True)
+        return (
+            Latents(
+                **rows,
+                time=torch.stack([times[step], times[step + 1]], -1).to(device),
+                weight=(1 / leaves[inverse]).to(rows["std"]),
+                entropy=gaussian.entropy(rows["std"]),
+                step=step.to(device),
+                origin=numbered(leader[sample, step], step),
+                node=node,
+            ),
+        )
+
+
+def _stored(x: Float[Tensor, "n *d"], plan: LatentPlan) -> Float[Tensor, "n *d"]:
+    """States as they are kept: rounded, before anything is computed from them."""
+    return x.to(torch.bfloat16).float() if plan.stored == "bf16" else x.float()
 
 
 def _unique(values: Int[Tensor, " n"]) -> tuple[Tensor, Tensor, Tensor]:

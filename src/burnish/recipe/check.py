@@ -195,10 +195,17 @@ def _elsewhere(recipe: Recipe) -> Iterator[str]:
         yield "optim.moments: 8 bits need torchao: pip install 'burnish[torchao]'"
     if recipe.learners and processes() > 1:
         yield "learners: are started by Ray, and this is one of several processes already; start it without torchrun"
-    name = _called(recipe.objective)
-    if recipe.scorers and recipe.objective.needs().reward_gradient:
-        yield f"scorers: {name} differentiates the reward, which workers cannot do; null would work"
-    if recipe.rewards_rest and recipe.objective.needs().reward_gradient:
-        yield f"rewards_rest: {name} differentiates the reward, whose models have to stay; false would work"
+    if recipe.objective.needs().reward_gradient:
+        name = _called(recipe.objective)
+        if recipe.scorers:
+            yield f"scorers: {name} differentiates the reward, which workers cannot do; null would work"
+        if recipe.rewards_rest:
+            yield f"rewards_rest: {name} differentiates the reward, whose models have to stay; false would work"
+    if recipe.reward.compares:
+        name = _called(recipe.reward)
+        if recipe.scorers and recipe.scorers.count > 1:
+            yield f"scorers: {name} compares the samples of a prompt, which workers would part; count=1 would work"
+        if recipe.overlap and getattr(recipe.source, "rows", 0):
+            yield f"overlap: {name} compares the samples of a prompt, and would see some of them; false would work"
     if recipe.drawers and getattr(recipe.source, "search", None):
         yield "drawers: this source looks at rewards while it draws (search), and workers have none; null would work"

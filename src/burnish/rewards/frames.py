@@ -32,11 +32,18 @@ class Frames(Reward):
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"reward.frames.count: expected 1 or more, got {self.count}")
+        if self.of.compares and self.join == "mean" and self.count > 1:
+            raise ValueError("reward.frames.join: mean would compare frames of one video; strip would work")
 
     @property
     def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """If the reward inside is."""
         return self.of.differentiable
+
+    @property
+    def compares(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """If the reward inside does."""
+        return self.of.compares
 
     def load(self, device: torch.device) -> Scorer:
         """Load the reward inside. Raises what it raises."""

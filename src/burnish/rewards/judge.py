@@ -13,71 +13,31 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from burnish.core import Reward, Scorer
-from burnish.models.chat import Chat, Endpoint, Failed, key_from, load_local_chat
-from burnish.models.pixels import to_bytes
-from burnish.models.released import Dtype
+from burnish.models.chat import UNSOUND, Chat, ChatSettings, Failed, read_question, sound_pictures
 from burnish.types import Prompt, Scores
 
 
 @dataclass(frozen=True)
-class Judge(Reward):
+class Judge(ChatSettings, Reward):
     """Marks of a vision-language model. Set `endpoint` for a server, leave it empty for a local model."""
 
-    model: str = "Qwen/Qwen2.5-VL-3B-Instruct"  # name of the model at the endpoint; hub id or folder of a local one
     question: str = "match"  # match, fake, weird, or the path of a text file like theirs
-    endpoint: str = (
-        ""  # base address of an OpenAI-compatible server, as in http://localhost:8000/v1; empty: a local model
-    )
-    key_variable: str = ""  # environment variable that holds the server's key; empty: no key
-    ping: bool = False  # ask the server for its models before the run starts
-    timeout: float = 60.0  # seconds for one attempt; a reply that trickles in can stretch it to twice that
-    retries: int = 3  # further attempts after a failure that may pass, or an unreadable reply
-    pause: float = 0.5  # seconds before the first retry; doubled each time up to 30, with jitter
-    concurrency: int = 8  # questions under way at once
-    encoding: Literal["png", "jpeg"] = "png"  # of the pictures sent to a server
-    tokens: int = 256  # longest reply
     scale: float = 0.25  # multiplies the sum of the marks; AR-GRPO divides it by 4
-    dtype: Dtype = "bfloat16"  # of a local model's weights
-    batch: int = 8  # questions in one forward pass of a local model
 
     def __post_init__(self) -> None:
-        if self.retries < 0 or self.concurrency < 1 or self.timeout <= 0 or self.pause < 0:
-            raise ValueError(
-                "reward.judge: expected retries of at least 0, concurrency of at least 1, a timeout above 0 and a "
-                f"pause of at least 0; got {self.retries}, {self.concurrency}, {self.timeout:g}, {self.pause:g}"
-            )
+        self.check("reward.judge")
 
     def load(self, device: torch.device) -> Scorer:
         """Read the question and the model. Raises ValueError for a bad question, address, key or model."""
         question = _read_question(self.question)
-        if not self.endpoint:
-            chat = load_local_chat(self.model, "reward.judge.model", device, self.dtype, self.batch, self.tokens)
-            return _JudgeScorer(chat, question, self.scale)
-        if not self.endpoint.startswith(("http://", "https://")):
-            raise ValueError(
-                f"reward.judge.endpoint: {self.endpoint!r} is no address; expected http://... or https://..."
-            )
-        chat = Endpoint(
-            self.endpoint, self.model, key_from(self.key_variable, "reward.judge.key_variable"), self.timeout,
-            self.retries, self.pause, self.concurrency, self.tokens, self.encoding,
-        )  # fmt: skip
-        if self.ping:
-            _ping(chat)
-        return _JudgeScorer(chat, question, self.scale)
-
-
-def _ping(chat: Endpoint) -> None:
-    try:
-        chat.ping()
-    except ValueError as error:
-        raise ValueError(f"reward.judge.endpoint: {error}; start the server, or set ping: false to go on") from error
+        return _JudgeScorer(self.chat("reward.judge", device), question, self.scale)
 
 
 class _JudgeScorer(Scorer):
@@ -88,18 +48,13 @@ class _JudgeScorer(Scorer):
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Scores:
         """Notes: the marks, or the reason why there are none."""
-        from PIL import Image
-
-        pictures = [Image.fromarray(levels) for levels in to_bytes(images)]
-        # 8 bits cannot hold a NaN, so a broken picture must not reach the judge as a plausible one.
-        sound = images.detach().flatten(1).isfinite().all(1).tolist()
-        asked = [i for i, ok in enumerate(sound) if ok]
-        questions = [self._question.text.replace("{text}", prompts[i].text) for i in asked]
-        answers = self.chat.ask([pictures[i] for i in asked], questions, self._question.marks)
-        found: dict[int, Mapping[str, float] | Failed] = dict(zip(asked, answers, strict=True))
+        shown = {i: [picture] for i, picture in enumerate(sound_pictures(images)) if picture}
+        questions = [self._question.text.replace("{text}", prompts[i].text) for i in shown]
+        answers = self.chat.ask(list(shown.values()), questions, self._question.marks)
+        found: dict[int, Mapping[str, float] | Failed] = dict(zip(shown, answers, strict=True))
         values, notes = [], []
-        for i in range(len(pictures)):
-            marks = found.get(i, Failed("the picture holds NaN or infinity"))
+        for i in range(len(images)):
+            marks = found.get(i, UNSOUND)
             values.append(math.nan if isinstance(marks, Failed) else self._scale * sum(marks.values()))
             notes.append(marks.reason if isinstance(marks, Failed) else _told(marks))
         return Scores.of("judge", torch.tensor(values, dtype=torch.float32, device=images.device), notes)
@@ -144,16 +99,9 @@ def _objects(reply: str) -> Iterator[dict[str, Any]]:
 
 
 def _read_question(name: str) -> _Question:
-    own = Path(__file__).parent / f"judge_{name}.txt"
-    path = own if own.is_file() else Path(name)
-    try:
-        first, _, text = path.read_text("utf-8").partition("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        choices = ", ".join(sorted(file.stem.removeprefix("judge_") for file in own.parent.glob("judge_*.txt")))
-        raise ValueError(f"reward.judge.question: {name!r} is no text file (choices: {choices}, or a path)") from error
+    where = "reward.judge.question"
+    first, text = read_question(name, Path(__file__), where)
     aspects = tuple(filter(None, (word.strip() for word in first.removeprefix("aspects:").split(","))))
-    if not first.startswith("aspects:") or not aspects or not text.strip():
-        raise ValueError(
-            f"reward.judge.question: line 1 of {path} must read 'aspects: NAME, NAME', and a question follow"
-        )
-    return _Question(text.strip(), aspects)
+    if not first.startswith("aspects:") or not aspects or not text:
+        raise ValueError(f"{where}: line 1 of {name} must read 'aspects: NAME, NAME', and a question follow")
+    return _Question(text, aspects)

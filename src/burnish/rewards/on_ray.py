@@ -26,10 +26,19 @@ class OnRay(Reward):
     of: Reward  # what scores
     workers: Workers = field(default_factory=Workers)  # who load it
 
+    def __post_init__(self) -> None:
+        if self.of.compares and self.workers.count > 1:
+            raise ValueError("reward.on_ray: workers would part the samples it compares; count: 1 would work")
+
     @property
     def videos(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """If the reward inside reads them."""
         return self.of.videos
+
+    @property
+    def compares(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """If the reward inside does."""
+        return self.of.compares
 
     def load(self, device: torch.device) -> Scorer:
         """Start the workers. Raises ValueError if that fails, and what the reward raises."""
@@ -41,9 +50,8 @@ class _RayScorer(Scorer):
         self._crew = crew
 
     def __call__(self, images: Float[Tensor, "b *f 3 h w"], prompts: Sequence[Prompt]) -> Scores:
-        shares = [at for at in torch.arange(len(prompts)).tensor_split(len(self._crew)) if len(at)]
-        here = images.detach().cpu()
-        return concatenate(list(self._crew.calls([(here[at], [prompts[i] for i in at.tolist()]) for at in shares])))
+        here, shares = images.detach().cpu(), self._crew.shares(range(len(prompts)))
+        return concatenate(list(self._crew.calls([(here[at], [prompts[i] for i in at]) for at in shares])))
 
 
 class _Scoring:
@@ -55,8 +63,4 @@ class _Scoring:
     def __call__(self, images: Float[Tensor, "b *f 3 h w"], prompts: Sequence[Prompt]) -> Scores:
         with torch.no_grad():
             found = self._scorer(images.to(self._device), prompts)
-        if not isinstance(found, Scores):
-            raise ValueError(
-                f"a reward returns Scores (Scores.of(name, values) makes them), not {type(found).__name__}"
-            )
-        return moved(found.noted(), torch.device("cpu"))
+        return moved(Scores.require(found).noted(), torch.device("cpu"))

@@ -38,6 +38,11 @@ class Tiers(Reward):
         """If the reward inside reads them."""
         return self.of.videos
 
+    @property
+    def compares(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """If the reward inside does."""
+        return self.of.compares
+
     def load(self, device: torch.device) -> Scorer:
         """Load the reward inside. Raises what it raises."""
         return _TiersScorer(self.of.load(device), Steps(self.cuts, self.values))

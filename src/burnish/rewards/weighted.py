@@ -41,6 +41,11 @@ class Weighted(Reward):
         """Whether every part reads them."""
         return all(part.videos for part in self.parts.values())
 
+    @property
+    def compares(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether any part does."""
+        return any(part.compares for part in self.parts.values())
+
     def load(self, device: torch.device) -> Scorer:
         """Load every part. Raises what they raise."""
         return _WeightedScorer(self, {name: part.load(device) for name, part in self.parts.items()})

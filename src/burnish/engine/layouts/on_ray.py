@@ -3,7 +3,7 @@
     burnish train RECIPE learners.count=4 learners.gpus=1
 
 Each learner is a process of processes.py, wherever Ray puts it. The folder of the run has to be one that all machines
-see. Workers that draw and score are beside this: `source.on_ray` and `reward.on_ray`.
+see. Workers that draw and score are beside this: `drawers` and `scorers` of the recipe, and the reward `on_ray`.
 """
 
 from __future__ import annotations

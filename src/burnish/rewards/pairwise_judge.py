@@ -1,0 +1,111 @@
+"""A vision-language model asked which of two pictures is better, for all pairs of a prompt: win rates.
+
+Pref-GRPO (arXiv:2508.20751) asks UnifiedReward-Think. The question is a text file beside this one,
+`pairwise_judge_better.txt`, or a file of yours: its first line has the two answers, `answers: A | B`, of which a reply
+holds exactly one, and `{text}` stands for the prompt. For UnifiedReward-Think's own words they are `Image 1 is better`
+and `Image 2 is better`, in its <answer>.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burnish.core import Reward, Scorer
+from burnish.models.chat import UNSOUND, Chat, ChatSettings, Failed, read_question, sound_pictures
+from burnish.types import Prompt, Scores
+
+
+@dataclass(frozen=True)
+class PairwiseJudge(ChatSettings, Reward):
+    """Share of the comparisons with other samples of its prompt that a picture wins.
+
+    n samples of a prompt are n (n - 1) / 2 questions. A picture that could be compared with none (alone, not a number,
+    or no reply could be read) has no score, and the note says why; of what a run looks at, that is all pictures.
+    """
+
+    compares = True
+
+    question: str = "better"  # better, or the path of a text file like it
+    orders: Literal["one", "both"] = "one"  # both: each pair is asked about twice, and neither is always shown first
+    unread: Literal["left_out", "half"] = "left_out"  # a reply without an answer; half: both win half, as released
+
+    def __post_init__(self) -> None:
+        self.check("reward.pairwise_judge")
+
+    def load(self, device: torch.device) -> Scorer:
+        """Read the question and the model. Raises ValueError for a bad question, address, key or model."""
+        question = _read_question(self.question)
+        return _PairwiseScorer(self.chat("reward.pairwise_judge", device), question, self)
+
+
+class _PairwiseScorer(Scorer):
+    def __init__(self, chat: Chat, question: _Question, settings: PairwiseJudge) -> None:
+        self.chat, self._question, self._settings = chat, question, settings
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Scores:
+        """Notes: how many comparisons a picture has won, or the reason why there are none."""
+        pictures = sound_pictures(images)
+        members: dict[str, list[int]] = {}
+        for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
+            if picture:
+                members.setdefault(prompt.id, []).append(i)
+        pairs = [pair for some in members.values() for pair in combinations(some, 2)]
+        if self._settings.orders == "both":
+            pairs += [(second, first) for first, second in pairs]
+        shown = [[one for i in pair if (one := pictures[i])] for pair in pairs]
+        asked = [self._question.text.replace("{text}", prompts[first].text) for first, _ in pairs]
+        won, compared = [0.0] * len(images), [0] * len(images)
+        why = ["no other sample of its prompt can be seen" if picture else UNSOUND.reason for picture in pictures]
+        for pair, answer in zip(pairs, self.chat.ask(shown, asked, self._question.winner), strict=True):
+            if isinstance(answer, Failed) and self._settings.unread == "left_out":
+                why = [answer.reason if i in pair else old for i, old in enumerate(why)]
+                continue
+            for place, i in enumerate(pair):
+                compared[i] += 1
+                won[i] += 0.5 if isinstance(answer, Failed) else float(answer == place)
+        values = [w / n if n else math.nan for w, n in zip(won, compared, strict=True)]
+        notes = [f"won {w:g} of {n}" if n else reason for w, n, reason in zip(won, compared, why, strict=True)]
+        return Scores.of("pairwise_judge", torch.tensor(values, dtype=torch.float32, device=images.device), notes)
+
+
+@dataclass(frozen=True)
+class _Question:
+    text: str  # with {text} for the prompt
+    answers: tuple[str, str]  # the first picture is better, or the second
+
+    def winner(self, reply: str) -> int | Failed:
+        """0 or 1: which picture's answer is in the reply (or in its <answer>), alone or after all others."""
+        found = re.findall(r"<answer>(.*?)</answer>", reply, re.DOTALL)
+        said = found[-1] if found else _last_line(reply)
+        here = [number for number, answer in enumerate(self.answers) if answer in said]
+        if len(here) != 1:
+            first, second = self.answers
+            words = " ".join(said.split())[:80]
+            return Failed(f"expected one of {first!r} and {second!r}, found {len(here)} in {words!r}")
+        return here[0]
+
+
+def _last_line(reply: str) -> str:
+    return next((line for line in reversed(reply.splitlines()) if line.strip()), "")
+
+
+def _read_question(name: str) -> _Question:
+    where = "reward.pairwise_judge.question"
+    first, text = read_question(name, Path(__file__), where)
+    answers = tuple(filter(None, (word.strip() for word in first.removeprefix("answers:").split("|"))))
+    clear = len(answers) == 2 and answers[0] not in answers[1] and answers[1] not in answers[0]
+    if not first.startswith("answers:") or not clear or not text:
+        raise ValueError(
+            f"{where}: line 1 of {name} must read 'answers: FIRST IS BETTER | SECOND IS BETTER', a question follows"
+        )
+    return _Question(text, (answers[0], answers[1]))
