@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +22,21 @@ class Tells(toys.Reward):
     """Brightness of the first pixel, NaN for black ones, with a note of which process says so."""
 
     broken: bool = False  # raises as it is loaded
+    seconds: float = 0.0  # that it takes
     videos = True
 
     def load(self, device: torch.device) -> Scorer:
         if self.broken:
             raise ValueError("no weights at all")
-        return _Teller()
+        return _Teller(self.seconds)
 
 
 class _Teller(Scorer):
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        time.sleep(self.seconds)
         if any(prompt.text == "wrong" for prompt in prompts):
             raise KeyError("no such endpoint")
         values = images.flatten(1)[:, 0]
@@ -46,8 +52,11 @@ class Mortal(toys.Reward):
     file: str  # written in that moment
     call: int = 1  # which
     rank: int = 0  # the process that is killed, of several that learn together
+    once: bool = False  # what is started in its place never gets ready
 
     def load(self, device: torch.device) -> Scorer:
+        while self.once and Path(self.file).exists():
+            time.sleep(1)
         return _Mortal(self, self.of.load(device))
 
 

@@ -23,7 +23,7 @@ import torch
 
 from burnish.machine import first_device, processes
 
-PATIENCE = 600.0  # seconds in which a cluster has to start the workers it was asked for
+PATIENCE = 600.0  # seconds in which a cluster has to start the workers it was asked for, or one in place of a lost one
 RETRIES = 3  # of a call whose worker was lost
 
 
@@ -49,20 +49,22 @@ class Crew:
     Raises ValueError if ray is missing, if the cluster does not start them, and what `make` raises.
     """
 
+    # A worker says that it is there, in a thread of its own, also while it works
+    _PULSE = "pulse"
+
     def __init__(self, make: Callable[[torch.device], Callable[..., Any]], size: Workers) -> None:
         self._ray = connected()
+        self._size = size
         kind = self._ray.remote(
-            num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=-1, max_task_retries=RETRIES, max_concurrency=1
+            num_cpus=size.cpus,
+            num_gpus=size.gpus,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+            max_concurrency=1,
+            concurrency_groups={self._PULSE: 1},
         )(_Worker)
         self._workers = [kind.remote(Luggage.of(make), size.gpus > 0) for _ in range(size.count)]
-        try:
-            self._heard([worker.ready.remote() for worker in self._workers], PATIENCE)
-        except self._ray.exceptions.GetTimeoutError as problem:
-            there = {name: n for name, n in self._ray.cluster_resources().items() if name in ("CPU", "GPU")}
-            raise ValueError(
-                f"the Ray cluster, of {there}, did not start {size.count} workers of {size.cpus:g} cpus and "
-                f"{size.gpus:g} gpus within {PATIENCE / 60:.0f} minutes"
-            ) from problem
+        self._all_there("did not start")
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -82,11 +84,26 @@ class Crew:
         """
         waiting = [self._workers[i % len(self)].do.remote(*arguments) for i, arguments in enumerate(asked)]
         for answer in waiting:
+            while not self._ray.wait([answer], timeout=PATIENCE)[0]:
+                self._all_there("lost, and did not start again,")
             yield self._heard(answer)
 
-    def _heard(self, answer: Any, within: float | None = None) -> Any:
+    def _all_there(self, otherwise: str) -> None:
+        """Wait until every worker says that it is there. Raises ValueError if one does not."""
+        pulses = [worker.ready.options(concurrency_group=self._PULSE).remote() for worker in self._workers]
+        there, missing = self._ray.wait(pulses, num_returns=len(pulses), timeout=PATIENCE)
+        for pulse in there:
+            self._heard(pulse)
+        if missing:
+            has = {name: n for name, n in self._ray.cluster_resources().items() if name in ("CPU", "GPU")}
+            raise ValueError(
+                f"the Ray cluster, of {has}, {otherwise} {len(missing)} of {len(self)} workers of {self._size.cpus:g} "
+                f"cpus and {self._size.gpus:g} gpus within {PATIENCE / 60:.0f} minutes"
+            )
+
+    def _heard(self, answer: Any) -> Any:
         try:
-            return self._ray.get(answer, timeout=within)
+            return self._ray.get(answer)
         except self._ray.exceptions.RayTaskError as problem:
             raise ValueError(reason(problem)) from problem
         except self._ray.exceptions.RayActorError as problem:

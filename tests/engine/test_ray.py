@@ -73,6 +73,19 @@ def test_a_worker_that_dies_is_replaced_and_asked_again(tmp_path: Path):
     assert (tmp_path / "died").exists()
 
 
+def test_a_worker_that_cannot_be_replaced_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As after its machine is gone, when there is room nowhere else. One that merely works for long is waited for."""
+    images, prompts = asked(2)
+    mortal = OnRay(Mortal(Tells(), str(tmp_path / "died"), once=True), Workers(2)).load(CPU)
+    slow = OnRay(Tells(seconds=5.0)).load(CPU)
+    monkeypatch.setattr("burnish.crew.PATIENCE", 2.0)
+    assert slow(images, prompts).valid.all()
+    with pytest.raises(ValueError, match=r"lost, and did not start again, 1 of 2 workers of 1 cpus and 0 gpus"):
+        mortal(images, prompts)
+
+
 def test_what_goes_wrong_in_a_worker_is_a_sentence(tells: Scorer):
     images, _ = asked(1)
     with pytest.raises(ValueError, match=r"^KeyError: 'no such endpoint'$"):
@@ -83,7 +96,7 @@ def test_what_goes_wrong_in_a_worker_is_a_sentence(tells: Scorer):
 
 def test_a_cluster_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("burnish.crew.PATIENCE", 1.0)
-    with pytest.raises(ValueError, match="did not start 1 workers of 100 cpus and 0 gpus"):
+    with pytest.raises(ValueError, match="did not start 1 of 1 workers of 100 cpus and 0 gpus"):
         OnRay(Tells(), Workers(cpus=100)).load(CPU)
 
 
