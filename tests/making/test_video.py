@@ -51,7 +51,7 @@ def test_the_encoder_leaves_out_the_last_of_eight_frames_and_none_of_nine(vae):
     def latents(x: torch.Tensor) -> torch.Tensor:
         return vae.encode(x).latent_dist.mean
 
-    assert latents(video).shape == (1, 16, 5, 8, 8) and latents(video[:, :, :8]).shape == (1, 16, 3, 8, 8)
+    assert latents(video).shape == (1, 8, 5, 8, 8) and latents(video[:, :, :8]).shape == (1, 8, 3, 8, 8)
     assert torch.equal(latents(video[:, :, :8]), latents(other[:, :, :8]))
     assert not torch.equal(latents(video), latents(other))
     last = video.clone()
@@ -67,8 +67,8 @@ def test_latents_are_levelled_channel_by_channel(vae):
     raw = medium.model.encode(medium.ordered(media) * 2 - 1).latent_dist.mean
     medium.model.register_to_config(**medium.levelled(raw))
     level = encoded(medium.model, pairs, rows=2)
-    torch.testing.assert_close(level.mean((0, 2, 3, 4)), torch.zeros(16), atol=1e-4, rtol=0)
-    torch.testing.assert_close(level.transpose(0, 1).flatten(1).std(1), torch.ones(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(level.mean((0, 2, 3, 4)), torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(level.transpose(0, 1).flatten(1).std(1), torch.ones(8), atol=1e-4, rtol=0)
     assert torch.equal(medium.ordered(medium.ordered(media)), media)
 
 
@@ -150,7 +150,7 @@ def test_a_moment_of_training_makes_a_pipeline(tmp_path):
     codes, taught, out = (tmp_path / name for name in ("autoencoder", "taught", "video"))
     main(["video_autoencoder", "--seconds", "0.3", "--measured", "4", "--out", str(codes)])
     config = untyped("diffusers").AutoencoderKLWan.load_config(codes)
-    assert len(config["latents_std"]) == 16 and config["latents_std"] != [1.0] * 16
+    assert len(config["latents_std"]) == 8 and config["latents_std"] != [1.0] * 8
     assert 0 <= json.loads((codes / "log.json").read_text())["verified"] <= 1
     asked = ["--autoencoder", str(codes), "--seconds", "0.3", "--scenes", "8", "--batch", "4"]
     main(["video", *asked, "--stills", "0.3", "--out", str(taught)])
