@@ -5,14 +5,15 @@
 
 The denoisers of the world draw in their latents: 8 x 8 places of a 64 x 64 picture, 5 x 8 x 8 of a video (whose frames
 are read in patches of 2 x 2 pixels, as Wan 2.2 reads them: at half the side a step takes a quarter of the time). One
-frame of a latent is four of a video in Wan's own weights, of 16 channels, and two here, of 8.
+frame of a latent is four of a video in Wan's own weights, of 16 channels, and two here, of as many of 8 as are used.
 
 Absolute error of the pixels, counted more where the picture is not background, and a weak pull of the latents towards a
 standard normal law (Rombach et al. 2022, arXiv:2112.10752, section 3.1); videos are pulled harder: where there is
-nothing to tell, their latents are next to nothing, and so easily drawn. No adversary: coloured shapes need none. The
-model of videos learns from single frames first, as Wan's own did (Wan Team 2025, arXiv:2503.20314), twelve times as
-many scenes a second, and what joins frames in time begins as the identity. Scale and shift of the latents are measured
-afterwards and stand in the config, where diffusers' pipelines look for them.
+nothing to tell, their latents are next to nothing, and so easily drawn, and channels that tell nothing anywhere are
+left out in the end. No adversary: coloured shapes need none. The model of videos learns from single frames first, as
+Wan's own did (Wan Team 2025, arXiv:2503.20314), twelve times as many scenes a second, and what joins frames in time
+begins as the identity. Scale and shift of the latents are measured afterwards and stand in the config, where diffusers'
+pipelines look for them.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Settings:
     measured: int = 512  # pictures (or videos) by which scale and shift are measured
 
 
+TELLS = 0.3  # spread of a channel's means, of about 1 in all, from which it tells something
 OF_VIDEOS = Settings(seconds=3000.0, batch=4, still=0.5, pull=5e-3, measured=128)
 
 
@@ -77,6 +79,10 @@ class Medium(ABC):
     @abstractmethod
     def ordered(self, media: Tensor) -> Tensor:
         """With the axes that the model has, or back again: doing it twice changes nothing."""
+
+    def narrowed(self, means: Tensor) -> Tensor:
+        """Leave channels out of the model that tell nothing, and return the others' means."""
+        return means
 
     @abstractmethod
     def levelled(self, latents: Tensor) -> dict[str, Any]:
@@ -149,6 +155,10 @@ class Videos(Medium):
     def ordered(self, media: Tensor) -> Tensor:
         return media.transpose(1, 2)  # frames and channels change places
 
+    def narrowed(self, means: Float[Tensor, "n c f h w"]) -> Float[Tensor, "n k f h w"]:
+        self.model, kept = narrowed(self.model, means)
+        return means[:, kept]
+
     def levelled(self, latents: Tensor) -> dict[str, Any]:
         each = latents.transpose(0, 1).flatten(1)
         return {"latents_mean": each.mean(1).tolist(), "latents_std": each.std(1).tolist()}
@@ -175,6 +185,43 @@ def _begin_alike(conv: Any) -> None:
     size = conv.weight.shape[1]
     for part in conv.weight.split(size):
         part[:, :, -1, 0, 0] = torch.eye(size)
+
+
+@torch.no_grad()
+def narrowed(model: Any, means: Float[Tensor, "n c f h w"]) -> tuple[Any, list[int]]:
+    """The model without the channels of its latents that tell nothing, and the numbers of those that are left.
+
+    Pulled towards a normal law, a channel that nothing is told by has a mean that hardly varies, and the noise of the
+    law itself. The 1 x 1 convolutions around the latents go into their neighbours, and the mean of what is left out
+    goes with them: exact, but at the border, where convolutions see zeros beyond.
+    """
+    each, config = means.transpose(0, 1).flatten(1), model.config
+    spread = each.std(1)
+    kept = (spread >= spread.max().clamp(max=TELLS)).nonzero().flatten().tolist()
+    silent = [channel for channel in range(len(each)) if channel not in kept]
+    known = {name: value for name, value in config.items() if not name.startswith("_")}
+    level = {"latents_mean": [0.0] * len(kept), "latents_std": [1.0] * len(kept)}
+    thin = type(model)(**{**known, **level, "z_dim": len(kept)})
+    old = model.state_dict()
+    law, law_bias = old["quant_conv.weight"].flatten(1), old["quant_conv.bias"]
+    both = kept + [config.z_dim + channel for channel in kept]  # means and log-variances
+    back = old["post_quant_conv.weight"].flatten(1)
+    always = old["post_quant_conv.bias"] + back[:, silent] @ each[silent].mean(1)
+    within = torch.linalg.lstsq(back[:, kept], always).solution  # as much of it as the channels that are left can say
+    enter, leave = old["decoder.conv_in.weight"], old["encoder.conv_out.weight"]
+    new = {
+        "encoder.conv_out.weight": torch.einsum("ij,j...->i...", law[both], leave),
+        "encoder.conv_out.bias": law[both] @ old["encoder.conv_out.bias"] + law_bias[both],
+        "quant_conv.weight": torch.eye(len(both)).view_as(thin.quant_conv.weight),
+        "quant_conv.bias": torch.zeros(len(both)),
+        "post_quant_conv.weight": torch.eye(len(kept)).view_as(thin.post_quant_conv.weight),
+        "post_quant_conv.bias": within,
+        "decoder.conv_in.weight": torch.einsum("oi...,ij->oj...", enter, back[:, kept]),
+        "decoder.conv_in.bias": old["decoder.conv_in.bias"]
+        + torch.einsum("oi...,i->o", enter, always - back[:, kept] @ within),
+    }
+    thin.load_state_dict({**old, **new})
+    return thin.eval(), kept
 
 
 def train(medium: Medium, settings: Settings) -> dict:
@@ -206,20 +253,17 @@ def train(medium: Medium, settings: Settings) -> dict:
 
 @torch.no_grad()
 def _measure(medium: Medium, settings: Settings, rows: int = 16) -> float:
-    """Write scale and shift of fresh latents into the config. Returns the share of samples that are right once decoded.
+    """Leave out what tells nothing, and write scale and shift of fresh latents, as they are drawn, into the config.
 
-    Latents with the noise of their law: a channel that tells nothing is noise alone, and without it would be enlarged.
+    Returns the share of samples that are right once encoded and decoded.
     """
-    model, found, right = medium.model, [], []
     prompts, media = medium.shown(settings.measured, settings.seed, -1)
-    for start in range(0, len(media), rows):
-        cut = slice(start, start + rows)
-        law = model.encode(medium.ordered(media[cut]) * 2 - 1).latent_dist
-        found.append(law.sample())
-        back = (medium.ordered(model.decode(law.mean).sample) / 2 + 0.5).clamp(0, 1)
-        right.append(judge(back, prompts[cut]).right.float())
-    model.register_to_config(**medium.levelled(torch.cat(found)))
-    return torch.cat(right).mean().item()
+    seen = medium.ordered(media) * 2 - 1
+    means = medium.narrowed(torch.cat([medium.model.encode(some).latent_dist.mean for some in seen.split(rows)]))
+    drawn = torch.cat([medium.model.encode(some).latent_dist.sample() for some in seen.split(rows)])
+    medium.model.register_to_config(**medium.levelled(drawn))
+    back = torch.cat([medium.model.decode(some).sample for some in means.split(rows)])
+    return judge((medium.ordered(back) / 2 + 0.5).clamp(0, 1), prompts).right.float().mean().item()
 
 
 def main(kind: str, argv: list[str]) -> None:
