@@ -218,6 +218,8 @@ def test_samples_that_no_fork_has_divided_are_pruned_from_their_first_step_on():
     same = WidthPruned(GroupMean())(scored([0.0, 1, 2, 3]), alone)
     assert same[:, : k // 2].tolist() == [[value] * (k // 2) for value in (-1.5, -0.5, 0.5, 1.5)]
     assert not same[:, k // 2 :].any()
+    ends = WidthPruned(GroupMean(), share=0.25, keep="extremes")(scored([0.0, 1, 2, 3]), alone)  # five of twenty
+    assert ends.tolist() == [[0, 0, -1.5, -1.5, -1.5], [0] * 5, [0] * 5, [1.5, 1.5, 0, 0, 0]]
     with pytest.raises(ValueError, match="share: must be above 0"):
         WidthPruned(Tree(), share=0.0)
 

@@ -20,9 +20,10 @@ class WidthPruned(Advantage):
 
     As in the released code, by advantage and not by score: of every branch that the last fork has made, the `share` of
     its later decisions with the largest advantages, one at least (its mode 1); or of all later decisions of a group as
-    many from both ends, two at least (its mode 2). Of equal ones the earlier sample and step is kept. What is left out
-    still counts in a mean over decisions, which becomes smaller by it. Samples that no fork has divided are branches
-    from their first step on. Decisions are not weighed by their scores alone. Reads the steps of a denoiser.
+    many from both ends, two at least, of an odd number one more from the lower (its mode 2). Equal ones stand in the
+    order of samples and steps: the earlier are kept at the upper end, the later at the lower. What is left out still
+    counts in a mean over decisions, which becomes smaller by it. Samples that no fork has divided are branches from
+    their first step on. Decisions are not weighed by their scores alone. Reads the steps of a denoiser.
     """
 
     inner: Advantage  # of every decision

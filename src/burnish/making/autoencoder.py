@@ -122,8 +122,8 @@ class Pictures(Medium):
 class Videos(Medium):
     """Scenes that move, `FRAMES` frames each."""
 
-    def __init__(self) -> None:
-        latents, patch = 8, 2
+    def __init__(self, latents: int = 8) -> None:
+        patch = 2
         self.model = untyped("diffusers").AutoencoderKLWan(
             base_dim=8,
             decoder_base_dim=16,
@@ -266,6 +266,17 @@ def _measure(medium: Medium, settings: Settings, rows: int = 16) -> float:
     return judge((medium.ordered(back) / 2 + 0.5).clamp(0, 1), prompts).right.float().mean().item()
 
 
+def begun(medium: Medium, start: Path | None) -> Medium:
+    """The medium with the weights in folder `start`, and as many channels; as it is without one."""
+    if start is None:
+        return medium
+    known = type(medium.model).from_pretrained(start, torch_dtype=torch.float32)
+    if isinstance(medium, Videos):
+        medium = Videos(known.config.z_dim)
+    medium.model.load_state_dict(known.state_dict())
+    return medium
+
+
 def main(kind: str, argv: list[str]) -> None:
     usual = Settings() if kind == "autoencoder" else OF_VIDEOS
     parser = argparse.ArgumentParser(prog=f"burnish world {kind}", description=(__doc__ or "").splitlines()[0])
@@ -276,9 +287,7 @@ def main(kind: str, argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True)
     known = parser.parse_args(argv)
     torch.manual_seed(known.seed)
-    medium = Pictures() if kind == "autoencoder" else Videos()
-    if known.start:
-        medium.model.load_state_dict(type(medium.model).from_pretrained(known.start).state_dict())
+    medium = begun(Pictures() if kind == "autoencoder" else Videos(), known.start)
     log = train(medium, replace(usual, seconds=known.seconds, seed=known.seed, measured=known.measured))
     medium.model.half().save_pretrained(known.out)
     (known.out / "log.json").write_text(json.dumps(log, indent=1) + "\n")

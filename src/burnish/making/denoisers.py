@@ -244,7 +244,10 @@ PUPILS: dict[str, type] = {"flow": Flow, "diffusion": Diffusion}
 
 
 def train(kind: str, settings: Settings, autoencoder: Path, clip: Path) -> tuple[Any, dict]:
-    """A trained pipeline (`flow` or `diffusion`), its text encoders frozen, and the log."""
+    """A trained pipeline (`flow` or `diffusion`), its text encoders frozen, and the log.
+
+    One that is gone on with keeps its own autoencoder.
+    """
     vae = (
         untyped("diffusers")
         .AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32)
@@ -255,7 +258,7 @@ def train(kind: str, settings: Settings, autoencoder: Path, clip: Path) -> tuple
     pupil: Pupil = PUPILS[kind](vae, clip, settings)
     pairs = captions(settings.scenes, generator(settings.seed, kind))
     pairs = careless(pairs, settings.mistakes, settings.seed, draw_scene)
-    log = fit(pupil, encoded(vae, pairs), [prompt.text for prompt, _ in pairs], settings)
+    log = fit(pupil, encoded(pupil.pipeline.vae, pairs), [prompt.text for prompt, _ in pairs], settings)
     return pupil.pipeline, log
 
 

@@ -112,7 +112,10 @@ def reader(text: Path) -> tuple[Any, Any]:
 
 
 def train(settings: Settings, autoencoder: Path, text: Path, stills: float = 0.0) -> tuple[Any, dict]:
-    """A trained pipeline, its text encoder frozen, and the log. `stills`: seconds before, of first frames alone."""
+    """A trained pipeline, its text encoder frozen, and the log. One that is gone on with keeps its own autoencoder.
+
+    stills  seconds before, of first frames alone
+    """
     wan = untyped("diffusers").AutoencoderKLWan
     vae = wan.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
     torch.manual_seed(settings.seed)
@@ -122,7 +125,7 @@ def train(settings: Settings, autoencoder: Path, text: Path, stills: float = 0.0
         pairs = captions(settings.scenes * many, generator(settings.seed, "video", frames), frames=frames)
         pairs = careless(pairs, settings.mistakes, settings.seed, partial(draw_moving, frames=frames))
         some = replace(settings, seconds=seconds, batch=settings.batch * many)
-        return fit(pupil, encoded(vae, pairs), [prompt.text for prompt, _ in pairs], some)
+        return fit(pupil, encoded(pupil.pipeline.vae, pairs), [prompt.text for prompt, _ in pairs], some)
 
     before = {"stills": taught(stills, STILLS, 1)} if stills else {}
     return pupil.pipeline, {**before, **taught(settings.seconds, 1, FRAMES)}
