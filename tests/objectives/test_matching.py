@@ -229,8 +229,12 @@ def test_rewards_weigh_by_their_softmax():
     for plain, advantage in ((replace(objective, temperature=0.0), CENTRED), (objective, torch.full_like(CENTRED, 3))):
         loss = lost(plain, replace(of, advantage=advantage), policy)
         torch.testing.assert_close(loss.total / loss.count, error.mean())
+    before = policy.evaluations
     loss = lost(RewardWeighted(rule="above", threshold=0.6, draws=2), of, policy)
     torch.testing.assert_close(loss.total / loss.count, error[::4].mean())
+    assert policy.evaluations - before == 3 * 2, "three of twelve have a weight"
+    assert mean_of(loss, "weight") == 0.25
+    assert lost(RewardWeighted(rule="above", threshold=9.0), of, policy).count == 0
 
 
 def test_raft_asks_about_nobody_else():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from burnish.formulas import gaussian
@@ -88,6 +88,11 @@ def of_samples(advantage: Float[Tensor, " b"] | Float[Tensor, "b k"], who: str) 
     if advantage.dim() > 1:
         raise ValueError(f"{who}: trains on clean samples, and this advantage differs between decisions")
     return advantage.unsqueeze(1)
+
+
+def rows_of(counts: Bool[Tensor, " b"]) -> Int[Tensor, " n"]:
+    """Numbers of the samples that count; of none the first, for a batch without any is asked about one of weight 0."""
+    return counts.nonzero().squeeze(1) if counts.any() else torch.zeros(1, dtype=torch.long, device=counts.device)
 
 
 def _at(share: Tensor, times: Times, schedule: Tensor, low: float) -> Float[Tensor, " n"]:

@@ -8,7 +8,7 @@ import torch
 
 from burnish.core import Denoiser, LatentPlan, Needs, Objective, Scorer
 from burnish.formulas.aggregation import token, token_mean
-from burnish.formulas.matching import Target, Times, noised
+from burnish.formulas.matching import Target, Times, noised, rows_of
 from burnish.formulas.ranks import order
 from burnish.types import Batch, Loss, take
 
@@ -40,8 +40,7 @@ class RAFT(Objective[Denoiser]):
         rollout, keep = batch.rollout, batch.keep
         assert isinstance(rollout.plan, LatentPlan)
         best = (order(batch.scores.total, rollout.group, keep, rollout.ids) < self.best) & keep
-        # Of a batch without any that counts one is asked about, with weight 0.
-        rows = best.nonzero().squeeze(1) if best.any() else torch.zeros(1, dtype=torch.long)
+        rows = rows_of(best)
         chosen = take(batch, rows.cpu())
         some = noised(chosen, self.draws, self.times, policy.times(rollout.plan.steps))
         error = some.error(policy.velocity(some.x, some.t, some.prompts), self.target)

@@ -9,9 +9,9 @@ import torch
 
 from burnish.core import Denoiser, LatentPlan, Needs, Objective, Scorer
 from burnish.formulas.aggregation import token, token_mean
-from burnish.formulas.matching import Target, Times, noised, of_samples
+from burnish.formulas.matching import Target, Times, noised, of_samples, rows_of
 from burnish.formulas.ratios import LIMIT
-from burnish.types import Batch, Loss
+from burnish.types import Batch, Loss, take
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RewardWeighted(Objective[Denoiser]):
     Equal rewards, or temperature 0, make it plain flow matching on one's own samples.
 
     Metrics:
-        error         mean squared error of the target, of all samples, not weighed
+        error         mean squared error of the target, of samples with a weight, not weighed
         weight        mean w
     """
 
@@ -41,13 +41,18 @@ class RewardWeighted(Objective[Denoiser]):
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         rollout, keep = batch.rollout, batch.keep
         assert isinstance(rollout.plan, LatentPlan)
-        some = noised(batch, self.draws, self.times, policy.times(rollout.plan.steps))
-        error = some.error(policy.velocity(some.x, some.t, some.prompts), self.target)
-        advantage = of_samples(batch.advantage, "objective.reward_weighted").to(error)
+        advantage = of_samples(batch.advantage, "objective.reward_weighted").to(keep.device)
         if self.rule == "soft":
             weight = (self.temperature * advantage).clamp(-LIMIT, LIMIT).exp()
         else:
-            weight = (advantage > self.threshold).to(error)
-        weight, each = weight.expand_as(error), torch.ones_like(error)
-        metrics = {"error": token_mean(error, each, keep), "weight": token_mean(weight, each, keep)}
-        return Loss(*token(error, weight, keep), metrics)
+            weight = (advantage > self.threshold).to(advantage)  # of weight 0 nobody is asked about
+        rows = rows_of((weight > 0).squeeze(1) & keep)
+        chosen = take(batch, rows.cpu())
+        some = noised(chosen, self.draws, self.times, policy.times(rollout.plan.steps))
+        error = some.error(policy.velocity(some.x, some.t, some.prompts), self.target)
+        weighed = weight[rows].to(error).expand_as(error)
+        metrics = {
+            "error": token_mean(error, torch.ones_like(error), chosen.keep),
+            "weight": token_mean(weight, torch.ones_like(weight), keep),
+        }
+        return Loss(*token(error, weighed, chosen.keep), metrics)
