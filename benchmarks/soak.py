@@ -3,9 +3,10 @@
     python benchmarks/soak.py                                       # scenes/flow_grpo in its smallest steps
     python benchmarks/soak.py scenes/ar_grpo --steps 2000 source.on_policy.per_step=1
 
-Every `--every` steps the process is looked at through /proc (Linux). In the first quarter pools and caches
-fill; growth is that of the rest, by least squares. Exits with status 1 if memory grows by more than `--most` kB a step,
-or if descriptors or threads do not stay.
+Every `--every` steps the process is looked at through /proc (Linux). In the first quarter pools and caches fill; of
+the rest the last third is compared with the first: memory by its median, descriptors and threads by their fewest, so
+that what passes does not count. Exits with status 1 if memory grows by more than `--most` kB a step, or if the fewest
+descriptors or threads are more than they were.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,7 +37,7 @@ SMALL = {
 
 
 def looked_at(pid: int) -> dict[str, int]:
-    """Of a process: memory in kB, descriptors, threads. Raises FileNotFoundError if it has ended."""
+    """Of a process: memory in kB, descriptors, threads. Raises KeyError or FileNotFoundError if it has ended."""
     place = Path(f"/proc/{pid}")
     told = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
     return {
@@ -45,41 +47,58 @@ def looked_at(pid: int) -> dict[str, int]:
     }
 
 
-def soaked(name: str, changes: list[str], steps: int, every: int) -> list[dict[str, int]]:
-    """What was seen along a run. Raises RuntimeError, with its last words, for a run that failed."""
+def soaked(name: str, changes: list[str], steps: int, every: int, limit: float) -> list[dict[str, int]]:
+    """What was seen along a run. Raises RuntimeError, with its last words, for one that fails or stands still."""
     found: list[dict[str, int]] = []
     with TemporaryDirectory() as home:
         folder, log = Path(home) / "run", Path(home) / "log"
         command = [sys.executable, "-m", "burnish", "train", name, *changes, f"steps={steps}", "--folder", str(folder)]
         with log.open("w") as out:
             child = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        metrics = folder / "metrics.jsonl"
-        while child.poll() is None:
-            done = sum(1 for _ in metrics.open()) - 1 if metrics.exists() else 0
-            if done >= every * (len(found) + 1):
-                try:
-                    found.append({"step": done, **looked_at(child.pid)})
-                except FileNotFoundError:
-                    break
-            time.sleep(0.2)
-        if child.wait():
+        try:
+            metrics, last, moved = folder / "metrics.jsonl", 0, time.monotonic()
+            while child.poll() is None:
+                done = len(metrics.read_bytes().splitlines()) - 1 if metrics.exists() else 0
+                if done > last:
+                    last, moved = done, time.monotonic()
+                if time.monotonic() - moved > limit:
+                    raise RuntimeError(f"nothing came after step {last} in {limit:g} s: {log.read_text()[-2000:]}")
+                if done >= every + (found[-1]["step"] if found else 0):
+                    with suppress(KeyError, FileNotFoundError):
+                        found.append({"step": done, **looked_at(child.pid)})
+                time.sleep(0.2)
+        finally:
+            child.kill()
+            child.wait()
+        if child.returncode:
             raise RuntimeError(f"the run failed: {log.read_text()[-2000:]}")
     return found
 
 
 def verdict(found: list[dict[str, int]], most: float) -> dict[str, Any]:
-    """Growth a step after the first quarter, and whether it is none."""
+    """Growth a step after the first quarter, and whether it is none. Exits with a sentence if too little was seen."""
     later = [one for one in found if one["step"] > found[-1]["step"] / 4]
-    steps = [one["step"] for one in later]
-    growth = statistics.linear_regression(steps, [one["memory"] for one in later]).slope
-    stay = all(len({one[what] for one in later}) <= 2 for what in ("descriptors", "threads"))
+    third = len(later) // 3
+    if not third:
+        sys.exit(
+            f"{len(later)} looks after the first quarter, where 3 are needed: have more --steps, or look more often"
+        )
+    first, last = later[:third], later[-third:]
+    steps, memory = (
+        statistics.median(one[what] for one in last) - statistics.median(one[what] for one in first)
+        for what in ("step", "memory")
+    )
+    risen = [
+        what for what in ("descriptors", "threads") if min(one[what] for one in last) > min(one[what] for one in first)
+    ]
     return {
         "steps": found[-1]["step"],
         "memory_kb": [later[0]["memory"], max(one["memory"] for one in later), later[-1]["memory"]],
-        "growth_kb_a_step": round(growth, 3),
+        "growth_kb_a_step": round(memory / steps, 3),
         "descriptors": sorted({one["descriptors"] for one in later}),
         "threads": sorted({one["threads"] for one in later}),
-        "stays": growth <= most and stay,
+        "risen": risen,
+        "stays": memory / steps <= most and not risen,
     }
 
 
@@ -90,12 +109,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--most", type=float, default=1.0, help="kB a step")
+    parser.add_argument("--limit", type=float, default=900, help="seconds in which another step has to come")
     parser.add_argument("--json", type=Path)
-    known = parser.parse_args()
+    known = parser.parse_intermixed_args()
     common = ["measures.clip=null", "checkpoint_every=100", "keep_checkpoints=2"]
     changes = [*SMALL.get(known.name, []), *common, *known.changes]
     began = time.monotonic()
-    found = soaked(known.name, changes, known.steps, known.every)
+    found = soaked(known.name, changes, known.steps, known.every, known.limit)
     told = {"recipe": known.name, "changes": changes, **verdict(found, known.most)}
     told |= {"seconds": round(time.monotonic() - began), "seen": found}
     print(json.dumps({name: value for name, value in told.items() if name != "seen"}, indent=1))
