@@ -79,7 +79,7 @@ def test_rewards_at_work_while_more_is_drawn_give_the_same_run(tmp_path: Path):
     laps = [json.loads((tmp_path / name / "timeline.json").read_text())["laps"] for name in ("after", "while")]
     told = [[lap["name"] for lap in some] for some in laps]
     assert told[0].count("scoring") == 1 and told[1].count("scoring") > 1
-    assert {"draw", "score", "update", "save"} <= set(told[1])
+    assert {"draw", "score", "weigh", "update", "save"} <= set(told[1])
     first, drawn = (next(lap for lap in laps[1] if lap["name"] == name) for name in ("scoring", "draw"))
     assert first["start"] < drawn["end"], "begun before all was drawn"
 

@@ -1,4 +1,4 @@
-"""`burnish check`: all that can be known of a recipe before a model loads."""
+"""`burnish check`: all that can be known of a recipe before a model loads; with --rehearse it is loaded."""
 
 from __future__ import annotations
 
@@ -63,7 +63,11 @@ def _rehearsed(recipe: Recipe) -> None:
         f"rehearsed here: {found.memory / 1e9:.2f} GB of memory; {found.seconds:.2f} s a step, "
         f"{found.seconds * recipe.steps / 3600:.2f} h for all, without evaluations and measures"
     )
+    if len(found.steps) > 1:
+        steps = ", ".join(map(str, found.steps))
+        least, most = min(found.steps.values()), max(found.steps.values())
+        print(f"    means of steps {steps}, which take {least:.2f} to {most:.2f} s: plans differ from step to step")
     for kind, (count, seconds) in found.passes.items():
-        what = f"{count} x {kind.what} of {kind.rows}, {'with' if kind.gradient else 'without'} gradient"
+        what = f"{count:g} x {kind.what} of {kind.rows}, {'with' if kind.gradient else 'without'} gradient"
         print(f"    {what:<44}{count * seconds:9.2f} s")
     print(f"    {'rewards, decoding, optimiser and all else':<44}{found.rest:9.2f} s")

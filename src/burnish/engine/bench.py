@@ -31,8 +31,8 @@ from burnish.machine import forget_peak, held, matrix_rate, memory_rate, peak
 from burnish.models.sharding import local
 from burnish.recipe.recipe import Recipe
 
-STAGES = ("draw", "decode", "score", "update")  # decoding is within drawing
-WHOLE = ("draw", "score", "update")
+STAGES = ("draw", "decode", "score", "weigh", "update")  # decoding is within drawing
+WHOLE = ("draw", "score", "weigh", "update")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Bench:
     processes: int
     images: int  # drawn in a step
     steps: int  # timed
-    stages: Mapping[str, Stage]  # and "step", which is drawing, scoring and updating
+    stages: Mapping[str, Stage]  # and "step", which is drawing, scoring, weighing and updating
     evaluations: float  # of a denoiser's network, a step; 0 of a raster model
     memory: int  # bytes: the most that was held, of the process that held most, less what was held before it loaded
     arithmetic: str  # type of the numbers in most of its matrix products

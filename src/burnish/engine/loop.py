@@ -181,7 +181,9 @@ class Run:
         own = {name: laps.spent(name) for name in ("draw", "decode", "score", "scoring", "wait")}
         times = ranks.gathered(own)  # of a stage: as long as the slowest takes
         slowest = {name: max(one[name] for one in times) for name in own}
-        batch = Batch(rollout, scores, place.advantage(scores, rollout), keep, recipe.seed, step)
+        with lap("weigh"):
+            advantage = place.advantage(scores, rollout)
+        batch = Batch(rollout, scores, advantage, keep, recipe.seed, step)
         groups_in_all = len(rollout.group.unique())
         return (
             mine,

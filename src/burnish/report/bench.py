@@ -13,7 +13,14 @@ from typing import Any
 from burnish.report.html import DASH, document, esc, number, percent
 
 WIDTH, HEIGHT, LEFT, FOOT = 720, 360, 70, 44
-NAMES = {"draw": "drawing, with decoding", "decode": "decoding", "score": "scores", "update": "update", "step": "step"}
+NAMES = {
+    "draw": "drawing, with decoding",
+    "decode": "decoding",
+    "score": "scores",
+    "weigh": "advantage",
+    "update": "update",
+    "step": "step",
+}
 
 
 def render(told: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ ROWS = {
     "scoring": "rewards at work",
     "score": "scores, and what follows",
     "recompute": "reference and anchor",
+    "weigh": "advantage",
     "update": "update, with waiting",
     "wait": "waiting for other processes",
     "measure": "measures",
