@@ -39,8 +39,9 @@ class Server:
                     with lock:
                         outer.open -= 1
 
-            def say(self, text):
-                self.reply(200, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode())
+            def say(self, text, end="stop"):
+                choice = {"message": {"role": "assistant", "content": text}, "finish_reason": end}
+                self.reply(200, json.dumps({"choices": [choice]}).encode())
 
             def reply(self, status, content):
                 self.send_response(status)

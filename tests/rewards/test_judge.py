@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import math
+import re
 import threading
 import time
 import weakref
@@ -13,7 +14,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from chat_server import picture_of, question_of
+from chat_server import picture_of, pictures_of, question_of
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -26,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from burnish.models import chat
 from burnish.models.chat import Failed
 from burnish.models.pixels import to_bytes
 from burnish.rewards.judge import Judge, _read_question
@@ -188,13 +190,54 @@ def test_what_is_wrong_at_load_is_a_sentence(serve, cpu, tmp_path, monkeypatch):
     for settings, said in cases:
         with pytest.raises(ValueError, match=said):
             judge(server, cpu, **settings)
-    with pytest.raises(ValueError, match=r"reward.judge.endpoint: 'localhost:80' is no address"):
-        Judge(endpoint="localhost:80").load(cpu)
-    with pytest.raises(ValueError, match=r"reward\.judge: expected retries"):
-        Judge(retries=-1)
     server.close()
     with pytest.raises(ValueError, match=r"reward.judge.endpoint: cannot reach http://127.0.0.1:\d+/v1: Connect"):
         judge(server, cpu, ping=True)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "localhost:80",
+        "http://",
+        "http://a b",
+        "http://[bad/v1",
+        "http://localhost:80a0/v1",
+        "http://localhost:99999/v1",
+    ],
+)
+def test_a_bad_address_is_a_sentence_at_load(cpu, address):
+    said = f"reward.judge.endpoint: {address!r} is no address; expected http"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Judge(endpoint=address).load(cpu)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("retries", -1), ("pause", -0.5), ("concurrency", 0), ("tokens", 0), ("batch", 0), ("timeout", 0)],
+)
+def test_a_number_out_of_range_is_a_sentence_when_made(name, value):
+    with pytest.raises(ValueError, match=rf"^reward\.judge\.{name}: expected (at least|more than) .*, got {value}$"):
+        Judge(**{name: value})
+
+
+def test_a_reply_that_was_cut_off_is_invalid(serve, cpu, pictures, prompts):
+    """Even one that could be read: more may have been to come."""
+    server = serve(lambda handler, body, number: handler.say(GOOD, "length"))
+    scores = judge(server, cpu, retries=0)(pictures(1), prompts("x"))
+    assert not scores.valid.any()
+    assert scores.notes["judge"][0].startswith("the reply was cut off after 256 tokens")
+
+
+def test_a_picture_of_several_questions_is_encoded_once(serve, cpu, monkeypatch):
+    server, count, encoded = serve(lambda handler, body, number: handler.say("yes")), [], chat.encoded
+    monkeypatch.setattr(chat, "encoded", lambda *given: count.append(1) or encoded(*given))
+    dark, light, same = (Image.new("RGB", (2, 2), (level,) * 3) for level in (0, 255, 255))
+    shown = [[dark, light], [light, dark], [same], [dark]]
+    assert judge(server, cpu, concurrency=1).chat.ask(shown, ["?"] * 4, str) == ["yes"] * 4
+    assert len(count) == 3  # two are equal, and two objects
+    sent = [[int(picture[0, 0, 0]) for picture in pictures_of(body)] for _, _, body in server.requests]
+    assert sent == [[0, 255], [255, 0], [255], [0]]
 
 
 # reading a reply
@@ -236,8 +279,11 @@ def test_every_question_asks_for_what_it_reads(name):
 # a local model
 
 
-def save_llava(folder, reply, norm=0.0):
-    """A LLaVA of one layer. With a final norm of zero all logits are equal, and greedy decoding says token 0."""
+def save_llava(folder, reply, norm=0.0, ends=(0, 2)):
+    """A LLaVA of one layer. With a final norm of zero all logits are equal, and greedy decoding says token 0.
+
+    Its one word is also its end; with `ends` of (2,) it says the word for ever.
+    """
     words = {reply: 0, "<image>": 1, "<pad>": 2, "<unk>": 3, "USER:": 4}
     words |= {f"w{i}": i for i in range(5, 40)}
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -246,10 +292,10 @@ def save_llava(folder, reply, norm=0.0):
         tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", additional_special_tokens=["<image>"]
     )
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ends = {"eos_token_id": 2, "pad_token_id": 2, "bos_token_id": 3}
+    special = {"eos_token_id": list(ends), "pad_token_id": 2, "bos_token_id": 3}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**small, image_size=16, patch_size=8),
-        text_config=LlamaConfig(**small, vocab_size=40, num_key_value_heads=2, **ends),
+        text_config=LlamaConfig(**small, vocab_size=40, num_key_value_heads=2, **special),
         image_token_index=1, vision_feature_layer=-1,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -277,6 +323,12 @@ def test_a_local_model_is_asked_in_batches(tmp_path, cpu, pictures, prompts, rep
         assert scores.total.isnan().all() and "'lovely'" in scores.notes["judge"][0]
     else:
         assert scores.total.tolist() == [value] * 3
+
+
+def test_a_local_model_that_does_not_end_is_cut_off(tmp_path, cpu, pictures, prompts):
+    save_llava(tmp_path, '{"real":1}', ends=(2,))
+    scores = Judge(str(tmp_path), question="fake", tokens=1, dtype="float32").load(cpu)(pictures(1), prompts("a"))
+    assert not scores.valid.any() and scores.notes["judge"][0] == "the reply was cut off after 1 tokens"
 
 
 def test_replies_do_not_depend_on_who_else_is_asked(tmp_path, cpu, pictures):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -82,6 +83,59 @@ def test_a_reply_without_an_answer_is_left_out_or_half(serve, cpu):
     assert half.total.tolist() == [0.25, 0.5, 0.75]
 
 
+def refuse(handler, body, number):
+    handler.reply(401, b"no key")
+
+
+def fail(handler, body, number):
+    handler.reply(500, b"broken")
+
+
+def wait(handler, body, number):
+    time.sleep(0.6)
+
+
+def mumble(handler, body, number):
+    handler.say("Both are", "length")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (None, "ConnectError"),
+        (refuse, "status 401: no key"),
+        (fail, "status 500: broken"),
+        (wait, "no answer within 0.3 s"),
+        (mumble, "the reply was cut off after 2048 tokens"),
+    ],
+)
+def test_no_reply_is_never_half(serve, cpu, answer, why):
+    server = serve(answer)
+    if not answer:
+        server.close()
+    timeout = 0.3 if answer is wait else 30.0
+    scores = judge(server, cpu, retries=0, unread="half", timeout=timeout)(gray(0.1, 0.9), of("a", "a"))
+    assert not scores.valid.any() and scores.total.isnan().all()
+    assert all(note.startswith(why) for note in scores.notes["pairwise_judge"])
+
+
+def test_one_lost_reply_leaves_out_its_comparison(serve, cpu):
+    def answer(handler, body, number):
+        if {round(float(picture.mean()) / 255, 1) for picture in pictures_of(body)} == {0.1, 0.9}:
+            handler.reply(500, b"broken")
+        else:
+            handler.say("Both are fine.")
+
+    scores = judge(serve(answer), cpu, retries=0, unread="half")(gray(0.1, 0.5, 0.9), of("a", "a", "a"))
+    assert scores.notes["pairwise_judge"] == ("won 0.5 of 1", "won 1 of 2", "won 0.5 of 1")
+
+
+def test_a_verdict_that_was_cut_off_is_none(serve, cpu):
+    server = serve(lambda handler, body, number: handler.say(FIRST, "length"))
+    scores = judge(server, cpu, retries=0, tokens=7)(gray(0.1, 0.9), of("a", "a"))
+    assert not scores.valid.any() and server.requests[0][2]["max_tokens"] == 7
+
+
 def test_what_cannot_be_compared_has_no_score_and_a_reason(serve, cpu):
     images = gray(0.1, 0.9, 0.5, 0.4)
     images[2, 0, 0, 0] = math.nan
@@ -99,7 +153,14 @@ def test_what_cannot_be_compared_has_no_score_and_a_reason(serve, cpu):
         (FIRST, 0),
         (f"{FIRST}? No.\n\n**{SECOND}**\n", 1),
         (f"<think>{FIRST}</think><answer> {SECOND} </answer> as I said, not: {FIRST}", 1),
+        (f"<think>{FIRST}\n</think>\n {SECOND} ", 1),
+        (f"thought without its start\n</think>\n{SECOND}", 1),
+        (f"<think>Let me see.\n{FIRST}", None),
+        (f"<think>a</think>\n<think>b\n{FIRST}", None),
+        (f"It is not true that {FIRST}", None),
+        (f"{FIRST}\nThat is all.", None),
         (f"{FIRST}\n{SECOND} and {FIRST}", None),
+        (f"<answer>{FIRST}, {SECOND}</answer>", None),
         ("<answer>none</answer>\n" + FIRST, None),
         ("", None),
         ("picture 1 is better", None),

@@ -1,6 +1,7 @@
 """Asking a vision-language model about pictures: over an OpenAI-compatible endpoint, or with a local model.
 
-Both answer with the text of the reply, or with `Failed` and the reason. Neither ever waits without a limit.
+Both answer with what is read in the reply, or with `Failed` and the reason. A reply that was cut off is a failure: its
+answer may have been to come. Neither ever waits without a limit.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -40,6 +41,7 @@ class Failed:
     """No answer, and why."""
 
     reason: str
+    replied: bool = False  # a whole reply came, and nothing could be read in it
 
 
 UNSOUND = Failed("the picture holds NaN or infinity")
@@ -65,7 +67,7 @@ class Chat(ABC):
 class Endpoint(Chat):
     """`/chat/completions` of an OpenAI-compatible server, asked greedily and in parallel."""
 
-    url: str  # base address, as in http://localhost:8000/v1
+    url: httpx.URL  # base address, as in http://localhost:8000/v1
     model: str  # name of the model on the server
     key: str = ""  # sent as a bearer token; empty sends none
     timeout: float = 60.0  # seconds for one attempt; a reply that trickles in can stretch it to twice that
@@ -82,7 +84,10 @@ class Endpoint(Chat):
         with self._client() as client:
             threads = ThreadPoolExecutor(self.concurrency)
             try:
-                pairs = zip(pictures, questions, strict=True)
+                once = {id(picture): picture for shown in pictures for picture in shown}  # pairs share their pictures
+                packed = dict(zip(once, threads.map(self._packed, once.values()), strict=True))
+                sent = [[packed[id(picture)] for picture in shown] for shown in pictures]
+                pairs = zip(sent, questions, strict=True)
                 asked = [threads.submit(self._answer, client, shown, words, read) for shown, words in pairs]
                 return [future.result() for future in asked]
             finally:  # Ctrl-C waits for what is under way, and asks nothing more
@@ -102,18 +107,18 @@ class Endpoint(Chat):
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         limits = httpx.Limits(max_connections=self.concurrency)
         # A server on this machine is not to be looked for behind the proxy of the environment.
-        near = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
-        base = self.url.rstrip("/") + "/"
-        return httpx.Client(base_url=base, headers=headers, limits=limits, timeout=self.timeout, trust_env=not near)
+        near = self.url.host in ("localhost", "127.0.0.1", "::1")
+        return httpx.Client(base_url=self.url, headers=headers, limits=limits, timeout=self.timeout, trust_env=not near)
 
     def _answer(
-        self, client: httpx.Client, shown: Sequence[Image], question: str, read: Callable[[str], T | Failed]
+        self, client: httpx.Client, shown: Sequence[str], question: str, read: Callable[[str], T | Failed]
     ) -> T | Failed:
+        content = [{"type": "image_url", "image_url": {"url": address}} for address in shown]
         body = {
             "model": self.model,
             "max_tokens": self.tokens,
             "temperature": 0,
-            "messages": self._messages(shown, question),
+            "messages": [{"role": "user", "content": [*content, {"type": "text", "text": question}]}],
         }
         found: T | Failed = Failed("never asked")
         for attempt in range(self.retries + 1):
@@ -121,16 +126,14 @@ class Endpoint(Chat):
                 longest = min(self.pause * 2 ** (attempt - 1), LONGEST_PAUSE)
                 time.sleep(longest * random.Random().uniform(0.5, 1.0))  # jitter, so that judges are not asked in step
             reply, again = self._attempt(client, body)
-            found = reply if isinstance(reply, Failed) else read(reply)
+            found = _understood(reply, read)
             if not isinstance(found, Failed) or not again:
                 return found
-        return Failed(f"{found.reason} (after {self.retries + 1} attempts)")
+        return replace(found, reason=f"{found.reason} (after {self.retries + 1} attempts)")
 
-    def _messages(self, shown: Sequence[Image], question: str) -> list[dict[str, Any]]:
-        packed = [base64.b64encode(encoded(picture, self.encoding)).decode() for picture in shown]
-        addresses = [{"url": f"data:image/{self.encoding};base64,{data}"} for data in packed]
-        content = [{"type": "image_url", "image_url": address} for address in addresses]
-        return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    def _packed(self, picture: Image) -> str:
+        """A picture as an address that holds it."""
+        return f"data:image/{self.encoding};base64,{base64.b64encode(encoded(picture, self.encoding)).decode()}"
 
     def _attempt(self, client: httpx.Client, body: dict[str, Any]) -> tuple[str | Failed, bool]:
         """The reply, and whether asking again could give a better one."""
@@ -142,14 +145,20 @@ class Endpoint(Chat):
             return Failed(f"no answer within {self.timeout:g} s"), True
         except httpx.HTTPError as error:
             return Failed(f"{type(error).__name__}: {first_line(error)}"), True
-        except httpx.InvalidURL as error:
-            return Failed(f"{self.url!r} is no address: {error}"), False
         if isinstance(content, Failed):
             return content, True
         if response.status_code != 200:
             words = " ".join(content.decode("utf-8", "replace").split())[:120]
             return Failed(f"status {response.status_code}: {words}"), response.status_code in WORTH_RETRYING
-        return _text(content), True
+        return _text(content, self.tokens), True
+
+
+def _understood(reply: str | Failed, read: Callable[[str], T | Failed]) -> T | Failed:
+    """What `read` makes of a reply. A failure to read it is told from a failure to get it."""
+    if isinstance(reply, Failed):
+        return reply
+    found = read(reply)
+    return replace(found, replied=True) if isinstance(found, Failed) else found
 
 
 def _read(response: httpx.Response, deadline: float) -> bytes | Failed:
@@ -164,12 +173,15 @@ def _read(response: httpx.Response, deadline: float) -> bytes | Failed:
     return bytes(content)
 
 
-def _text(content: bytes) -> str | Failed:
-    """The words in the body of a chat completion."""
+def _text(content: bytes, tokens: int) -> str | Failed:
+    """The words in the body of a chat completion that was to have at most so many tokens."""
     try:
-        text = json.loads(content)["choices"][0]["message"]["content"]
+        choice = json.loads(content)["choices"][0]
+        text = choice["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
         return Failed(f"not a chat completion ({type(error).__name__})")
+    if choice.get("finish_reason") == "length":
+        return Failed(f"the reply was cut off after {tokens} tokens")
     return text if isinstance(text, str) else Failed("a chat completion without text")
 
 
@@ -197,26 +209,27 @@ class ChatSettings:
     pause: float = 0.5  # seconds before the first retry; doubled each time up to 30, with jitter
     concurrency: int = 8  # questions under way at once
     encoding: Literal["png", "jpeg"] = "png"  # of the pictures sent to a server
-    tokens: int = 256  # longest reply
+    tokens: int = 256  # longest reply; one that is cut off there is a failure
     dtype: Dtype = "bfloat16"  # of a local model's weights
     batch: int = 8  # questions in one forward pass of a local model
 
     def check(self, where: str) -> None:
         """Raises ValueError, which names `where`, for numbers out of range."""
-        if self.retries < 0 or self.concurrency < 1 or self.timeout <= 0 or self.pause < 0:
-            raise ValueError(
-                f"{where}: expected retries of at least 0, concurrency of at least 1, a timeout above 0 and a "
-                f"pause of at least 0; got {self.retries}, {self.concurrency}, {self.timeout:g}, {self.pause:g}"
-            )
+        for name, least in {"retries": 0, "pause": 0, "concurrency": 1, "tokens": 1, "batch": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{where}.{name}: expected at least {least}, got {getattr(self, name):g}")
+        if self.timeout <= 0:
+            raise ValueError(f"{where}.timeout: expected more than 0 seconds, got {self.timeout:g}")
 
     def chat(self, where: str, device: torch.device) -> Chat:
         """The model, ready to be asked. Raises ValueError, which names `where`, for a bad address, key or model."""
         if not self.endpoint:
             return load_local_chat(self.model, f"{where}.model", device, self.dtype, self.batch, self.tokens)
-        if not self.endpoint.startswith(("http://", "https://")):
+        url = _address(self.endpoint)
+        if not url:
             raise ValueError(f"{where}.endpoint: {self.endpoint!r} is no address; expected http://... or https://...")
         chat = Endpoint(
-            self.endpoint, self.model, key_from(self.key_variable, f"{where}.key_variable"), self.timeout,
+            url, self.model, key_from(self.key_variable, f"{where}.key_variable"), self.timeout,
             self.retries, self.pause, self.concurrency, self.tokens, self.encoding,
         )  # fmt: skip
         if self.ping:
@@ -225,6 +238,15 @@ class ChatSettings:
             except ValueError as error:
                 raise ValueError(f"{where}.endpoint: {error}; start the server, or set ping: false to go on") from error
         return chat
+
+
+def _address(text: str) -> httpx.URL | None:
+    """The address, or None if it is none. urlsplit refuses brackets and ports that httpx lets pass."""
+    try:
+        url, _ = httpx.URL(text.rstrip("/")), urlsplit(text).port
+    except (httpx.InvalidURL, ValueError):
+        return None
+    return url if url.scheme in ("http", "https") and url.host and "%" not in url.host else None
 
 
 def read_question(name: str, beside: Path, where: str) -> tuple[str, str]:
@@ -266,11 +288,11 @@ class LocalChat(Chat):
         found: list[T | Failed] = []
         for start in range(0, len(pictures), self._batch):
             some = slice(start, start + self._batch)
-            found += [read(reply) for reply in self._replies(pictures[some], questions[some])]
+            found += [_understood(reply, read) for reply in self._replies(pictures[some], questions[some])]
         return found
 
     @torch.no_grad()
-    def _replies(self, pictures: Sequence[Sequence[Image]], questions: Sequence[str]) -> list[str]:
+    def _replies(self, pictures: Sequence[Sequence[Image]], questions: Sequence[str]) -> list[str | Failed]:
         talks = []
         for shown, question in zip(pictures, questions, strict=True):
             content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in shown]
@@ -280,7 +302,12 @@ class LocalChat(Chat):
             processor_kwargs={"padding": True},
         ).to(self.model.device, dtype=self.model.dtype)  # fmt: skip
         replies = self.model.generate(**inputs, do_sample=False, max_new_tokens=self._tokens)
-        return self._processor.batch_decode(replies[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        replies = replies[:, inputs["input_ids"].shape[1] :]
+        ends = self.model.generation_config.eos_token_id  # one, several, or None
+        ended = torch.isin(replies, torch.tensor(-1 if ends is None else ends, device=replies.device)).any(1).tolist()
+        texts = self._processor.batch_decode(replies, skip_special_tokens=True)
+        cut = Failed(f"the reply was cut off after {self._tokens} tokens")
+        return [text if whole else cut for text, whole in zip(texts, ended, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

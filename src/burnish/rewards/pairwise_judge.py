@@ -1,9 +1,13 @@
 """A vision-language model asked which of two pictures is better, for all pairs of a prompt: win rates.
 
 Pref-GRPO (arXiv:2508.20751) asks UnifiedReward-Think. The question is a text file beside this one,
-`pairwise_judge_better.txt`, or a file of yours: its first line has the two answers, `answers: A | B`, of which a reply
-holds exactly one, and `{text}` stands for the prompt. For UnifiedReward-Think's own words they are `Image 1 is better`
-and `Image 2 is better`, in its <answer>.
+`pairwise_judge_better.txt`, or a file of yours: its first line has the two answers, `answers: A | B`, and `{text}`
+stands for the prompt. For UnifiedReward-Think's own words they are `Image 1 is better` and `Image 2 is better`.
+
+The last <answer> of a reply must hold exactly one of the two. In a reply without <answer>, the last line must be one of
+them, with nothing but spaces and asterisks around it, and no <think> may be open. Pref-GRPO's released code
+(unifiedreward_think.py) takes <answer> only, and gives half otherwise. Here `unread: half` gives half for a whole reply
+that does not answer. No reply, or one that was cut off, is never half: that comparison is left out.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ class PairwiseJudge(ChatSettings, Reward):
     question: str = "better"  # better, or the path of a text file like it
     orders: Literal["one", "both"] = "one"  # both: each pair is asked about twice, and neither is always shown first
     unread: Literal["left_out", "half"] = "left_out"  # a reply without an answer; half: both win half, as released
+    tokens: int = 2048  # longest reply; the question lets the model think, and one that is cut off is a failure
 
     def __post_init__(self) -> None:
         self.check("reward.pairwise_judge")
@@ -67,7 +72,7 @@ class _PairwiseScorer(Scorer):
         won, compared = [0.0] * len(images), [0] * len(images)
         why = ["no other sample of its prompt can be seen" if picture else UNSOUND.reason for picture in pictures]
         for pair, answer in zip(pairs, self.chat.ask(shown, asked, self._question.winner), strict=True):
-            if isinstance(answer, Failed) and self._settings.unread == "left_out":
+            if isinstance(answer, Failed) and not (answer.replied and self._settings.unread == "half"):
                 why = [answer.reason if i in pair else old for i, old in enumerate(why)]
                 continue
             for place, i in enumerate(pair):
@@ -84,25 +89,32 @@ class _Question:
     answers: tuple[str, str]  # the first picture is better, or the second
 
     def winner(self, reply: str) -> int | Failed:
-        """0 or 1: which picture's answer is in the reply (or in its <answer>), alone or after all others."""
+        """0 or 1: which picture's answer the last <answer> holds, or the last line is."""
         found = re.findall(r"<answer>(.*?)</answer>", reply, re.DOTALL)
         said = found[-1] if found else _last_line(reply)
-        here = [number for number, answer in enumerate(self.answers) if answer in said]
+        here = [i for i, answer in enumerate(self.answers) if (answer in said if found else answer == said)]
         if len(here) != 1:
             first, second = self.answers
-            words = " ".join(said.split())[:80]
-            return Failed(f"expected one of {first!r} and {second!r}, found {len(here)} in {words!r}")
+            words = " ".join(reply.split())[-80:]
+            return Failed(f"expected one of {first!r} and {second!r} in <answer> or as the last line, got {words!r}")
         return here[0]
 
 
 def _last_line(reply: str) -> str:
-    return next((line for line in reversed(reply.splitlines()) if line.strip()), "")
+    """The last line with words, or "" while a <think> is open: what is thought is not yet said."""
+    if reply.rfind("<think>") > reply.rfind("</think>"):
+        return ""
+    return next((bare for line in reversed(reply.splitlines()) if (bare := _bare(line))), "")
+
+
+def _bare(words: str) -> str:
+    return words.strip().strip("*").strip()
 
 
 def _read_question(name: str) -> _Question:
     where = "reward.pairwise_judge.question"
     first, text = read_question(name, Path(__file__), where)
-    answers = tuple(filter(None, (word.strip() for word in first.removeprefix("answers:").split("|"))))
+    answers = tuple(filter(None, (_bare(word) for word in first.removeprefix("answers:").split("|"))))
     clear = len(answers) == 2 and answers[0] not in answers[1] and answers[1] not in answers[0]
     if not first.startswith("answers:") or not clear or not text:
         raise ValueError(
