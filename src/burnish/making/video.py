@@ -2,7 +2,7 @@
 
     burnish world video_autoencoder --seconds 3000 --seed 0 --out AUTOENCODER
     burnish world video --autoencoder AUTOENCODER --stills 2400 --seconds 3600 --seed 0 --out TAUGHT
-    burnish world video --autoencoder AUTOENCODER --seconds 300 --seed 1 --start TAUGHT --mistakes 0.3 --out FOLDER
+    burnish world video --seconds 300 --seed 1 --start TAUGHT --mistakes 0.3 --out FOLDER
 
 Videos of moving.py have nine frames here and not eight: Wan's encoder takes the first frame and then four at a time,
 and leaves out what remains (of eight frames, the last three). Nine are five frames of a latent.
@@ -144,7 +144,8 @@ def encoded(vae: Any, pairs: Sequence[tuple[Any, Moving]], rows: int = 16) -> Fl
 
 def main(argv: list[str]) -> None:
     parser = asked("video", __doc__, USUAL)
-    parser.add_argument("--autoencoder", type=Path, required=True)
+    codes = locate("burnish:worlds/scenes/weights/video_autoencoder")
+    parser.add_argument("--autoencoder", type=Path, default=codes, help="of a new model")
     parser.add_argument("--text", type=Path, default=locate("burnish:worlds/scenes/weights/text/encoder"))
     parser.add_argument("--stills", type=float, default=0.0, help="seconds of first frames alone, before")
     known = parser.parse_args(argv)
