@@ -8,15 +8,15 @@ new step brings new ones. Rows are b samples x n draws of each, the draws of a s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from burnish.formulas import gaussian
 from burnish.formulas.noise import Noise
-from burnish.types import Batch, Prompt, Rollout
+from burnish.types import Batch, Prompt, Rollout, take
 
 Times = Literal["steps", "uniform", "logit_normal"]
 Target = Literal["velocity", "noise"]
@@ -90,9 +90,30 @@ def of_samples(advantage: Float[Tensor, " b"] | Float[Tensor, "b k"], who: str) 
     return advantage.unsqueeze(1)
 
 
-def rows_of(counts: Bool[Tensor, " b"]) -> Int[Tensor, " n"]:
-    """Numbers of the samples that count; of none the first, for a batch without any is asked about one of weight 0."""
-    return counts.nonzero().squeeze(1) if counts.any() else torch.zeros(1, dtype=torch.long, device=counts.device)
+class Imitating(Protocol):
+    """What an objective of imitation has."""
+
+    @property
+    def draws(self) -> int: ...
+    @property
+    def times(self) -> Times: ...
+    @property
+    def target(self) -> Target: ...
+
+
+def imitated(
+    batch: Batch, weight: Float[Tensor, "b 1"] | Bool[Tensor, "b 1"], of: Imitating, policy: Any, steps: int
+) -> tuple[Float[Tensor, "n draws"], Float[Tensor, "n draws"], Bool[Tensor, " n"]]:
+    """Errors of the samples that have a weight (b 1), their weights, and which of them count.
+
+    Nobody else is asked about; of a batch without any the first sample is, with weight 0.
+    """
+    counts = (weight > 0).squeeze(1) & batch.keep
+    rows = counts.nonzero().squeeze(1) if counts.any() else torch.zeros(1, dtype=torch.long, device=counts.device)
+    chosen = take(batch, rows.cpu())
+    some = noised(chosen, of.draws, of.times, policy.times(steps))
+    error = some.error(policy.velocity(some.x, some.t, some.prompts), of.target)
+    return error, weight[rows].to(error).expand_as(error), chosen.keep
 
 
 def _at(share: Tensor, times: Times, schedule: Tensor, low: float) -> Float[Tensor, " n"]:

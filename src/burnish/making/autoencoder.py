@@ -80,9 +80,9 @@ class Medium(ABC):
     def ordered(self, media: Tensor) -> Tensor:
         """With the axes that the model has, or back again: doing it twice changes nothing."""
 
-    def narrowed(self, means: Tensor) -> Tensor:
-        """Leave channels out of the model that tell nothing, and return the others' means."""
-        return means
+    def narrowed(self, means: Tensor) -> Sequence[int]:
+        """Leave channels out of the model that tell nothing, and return the others' numbers."""
+        return range(means.shape[1])
 
     @abstractmethod
     def levelled(self, latents: Tensor) -> dict[str, Any]:
@@ -155,9 +155,9 @@ class Videos(Medium):
     def ordered(self, media: Tensor) -> Tensor:
         return media.transpose(1, 2)  # frames and channels change places
 
-    def narrowed(self, means: Float[Tensor, "n c f h w"]) -> Float[Tensor, "n k f h w"]:
+    def narrowed(self, means: Float[Tensor, "n c f h w"]) -> Sequence[int]:
         self.model, kept = narrowed(self.model, means)
-        return means[:, kept]
+        return kept
 
     def levelled(self, latents: Tensor) -> dict[str, Any]:
         each = latents.transpose(0, 1).flatten(1)
@@ -259,10 +259,11 @@ def _measure(medium: Medium, settings: Settings, rows: int = 16) -> float:
     """
     prompts, media = medium.shown(settings.measured, settings.seed, -1)
     seen = medium.ordered(media) * 2 - 1
-    means = medium.narrowed(torch.cat([medium.model.encode(some).latent_dist.mean for some in seen.split(rows)]))
-    drawn = torch.cat([medium.model.encode(some).latent_dist.sample() for some in seen.split(rows)])
-    medium.model.register_to_config(**medium.levelled(drawn))
-    back = torch.cat([medium.model.decode(some).sample for some in means.split(rows)])
+    laws = [medium.model.encode(some).latent_dist for some in seen.split(rows)]
+    means, drawn = torch.cat([law.mean for law in laws]), torch.cat([law.sample() for law in laws])
+    kept = list(medium.narrowed(means))
+    medium.model.register_to_config(**medium.levelled(drawn[:, kept]))
+    back = torch.cat([medium.model.decode(some).sample for some in means[:, kept].split(rows)])
     return judge((medium.ordered(back) / 2 + 0.5).clamp(0, 1), prompts).right.float().mean().item()
 
 

@@ -28,10 +28,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from burnish.formulas.noise import generator
-from burnish.making.fitting import optimisers, paced
+from burnish.making.fitting import bfloat16, optimisers, paced
 from burnish.models.llamagen.files import load_gpt, load_vq, save_model
 from burnish.models.llamagen.gpt import GPT, GPTConfig, Prefix
 from burnish.types import Prompt
@@ -197,8 +196,7 @@ def _fit(
         pick = torch.randint(len(corpus.ids), (settings.batch,), generator=draws)
         without = torch.rand(settings.batch, generator=draws) < settings.dropout
         ids = corpus.ids[pick]
-        # The fused attention is slow backwards in bfloat16 on a CPU: plain products take half the time of a step.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with bfloat16():
             logits = gpt.output(gpt.all(ids, prefix(pick, without), side))
         loss = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
         for optimiser in used:

@@ -41,6 +41,7 @@ USUAL = Settings(seconds=3600.0, scenes=12_000, batch=32)
 class Video(Pupil):
     """Wan with a text encoder of words.
 
+    vae    its autoencoder; that of the earlier training is kept
     text   folder of a T5 encoder and its tokenizer of words, to begin with
     start  folder of an earlier training, or None
     """
@@ -117,7 +118,7 @@ def train(settings: Settings, autoencoder: Path, text: Path, stills: float = 0.0
     stills  seconds before, of first frames alone
     """
     wan = untyped("diffusers").AutoencoderKLWan
-    vae = wan.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
+    vae = None if settings.start else wan.from_pretrained(autoencoder, torch_dtype=torch.float32).requires_grad_(False)
     torch.manual_seed(settings.seed)
     pupil = Video(vae, text, settings.start)
 

@@ -8,9 +8,9 @@ import torch
 
 from burnish.core import Denoiser, LatentPlan, Needs, Objective, Scorer
 from burnish.formulas.aggregation import token, token_mean
-from burnish.formulas.matching import Target, Times, noised, rows_of
+from burnish.formulas.matching import Target, Times, imitated
 from burnish.formulas.ranks import order
-from burnish.types import Batch, Loss, take
+from burnish.types import Batch, Loss
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,10 @@ class RAFT(Objective[Denoiser]):
         rollout, keep = batch.rollout, batch.keep
         assert isinstance(rollout.plan, LatentPlan)
         best = (order(batch.scores.total, rollout.group, keep, rollout.ids) < self.best) & keep
-        rows = rows_of(best)
-        chosen = take(batch, rows.cpu())
-        some = noised(chosen, self.draws, self.times, policy.times(rollout.plan.steps))
-        error = some.error(policy.velocity(some.x, some.t, some.prompts), self.target)
-        weight = best[rows].to(error).unsqueeze(1).expand_as(error)
+        error, weight, chosen = imitated(batch, best.unsqueeze(1), self, policy, rollout.plan.steps)
         share = best.to(error).unsqueeze(1)
         metrics = {
-            "error": token_mean(error, weight, chosen.keep),
+            "error": token_mean(error, weight, chosen),
             "kept": token_mean(share, torch.ones_like(share), keep),
         }
-        return Loss(*token(error, weight, chosen.keep), metrics)
+        return Loss(*token(error, weight, chosen), metrics)

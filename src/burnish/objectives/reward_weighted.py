@@ -9,9 +9,9 @@ import torch
 
 from burnish.core import Denoiser, LatentPlan, Needs, Objective, Scorer
 from burnish.formulas.aggregation import token, token_mean
-from burnish.formulas.matching import Target, Times, noised, of_samples, rows_of
+from burnish.formulas.matching import Target, Times, imitated, of_samples
 from burnish.formulas.ratios import LIMIT
-from burnish.types import Batch, Loss, take
+from burnish.types import Batch, Loss
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,10 @@ class RewardWeighted(Objective[Denoiser]):
         if self.rule == "soft":
             weight = (self.temperature * advantage).clamp(-LIMIT, LIMIT).exp()
         else:
-            weight = (advantage > self.threshold).to(advantage)  # of weight 0 nobody is asked about
-        rows = rows_of((weight > 0).squeeze(1) & keep)
-        chosen = take(batch, rows.cpu())
-        some = noised(chosen, self.draws, self.times, policy.times(rollout.plan.steps))
-        error = some.error(policy.velocity(some.x, some.t, some.prompts), self.target)
-        weighed = weight[rows].to(error).expand_as(error)
+            weight = (advantage > self.threshold).to(advantage)
+        error, weighed, chosen = imitated(batch, weight, self, policy, rollout.plan.steps)
         metrics = {
-            "error": token_mean(error, torch.ones_like(error), chosen.keep),
+            "error": token_mean(error, torch.ones_like(error), chosen),
             "weight": token_mean(weight, torch.ones_like(weight), keep),
         }
-        return Loss(*token(error, weighed, chosen.keep), metrics)
+        return Loss(*token(error, weighed, chosen), metrics)
