@@ -175,8 +175,11 @@ def measure_drawing(
     products = draw_products(policy.gpt, setting, len({p.id for p in prompts}))
     inputs = inputs_of(products)
     cast = setting.precision == "bf16"
+    spec = replace(policy.spec, draw_precision="int8")
+    rounded = LlamaGenPolicy(spec, policy.gpt, policy.vq, policy.captions, policy.device)
     jobs: dict[str, Callable[[], Tensor]] = {
         "draw": lambda: policy.sample(prompts, plan, noise).decisions[0].ids,
+        "int8": lambda: rounded.sample(prompts, plan, noise).decisions[0].ids,
         "floor": torch.no_grad()(lambda: run_products(products, inputs, backward=False, cast=cast)),
     }
     if setting.device == "cpu" and not cast:
@@ -192,6 +195,10 @@ def measure_drawing(
     yield "draw, floor seconds", median(took["floor"])
     what = "cpu" if setting.device == "cpu" else "wall"
     yield f"draw / floor, {what}", ratio(took["draw"], took["floor"], what)
+    yield f"draw / draw in eight bits, {what}", ratio(took["draw"], took["int8"], what)
+    drawn = rounded.sample(prompts, plan, noise)
+    with torch.no_grad():
+        yield "law gap of eight bits, nats", float((policy.logp(drawn) - drawn.logp).abs().mean())
     if "naive" in took:
         yield "naive, seconds", median(took["naive"])
         yield "naive / ours, greedy, cpu", ratio(took["naive"], took["greedy"], "cpu")

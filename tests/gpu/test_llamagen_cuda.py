@@ -39,6 +39,15 @@ def test_a_draw_on_the_gpu_is_that_of_the_cpu(tmp_path, text):
     torch.testing.assert_close(cpu.logp[:, 0], gpu.logp[:, 0].cpu(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("text", [False, True], ids=["class", "text"])
+def test_what_eight_bits_drew_is_near(tmp_path, text):
+    policy = spec(tmp_path, text, draw_precision="int8").load(torch.device("cuda"))
+    p = prompts(text)
+    for rows in (p[:2], p * 4):  # fewer rows than CUDA multiplies, and more
+        rollout = policy.sample(rows, TokenPlan(guidance=2.0), noise(len(rows)))
+        assert 1e-4 < (policy.logp(rollout) - rollout.logp).abs().mean() < 0.2
+
+
 @pytest.mark.slow
 def test_a_step_of_xl_at_384_pixels():
     """775M parameters, 8 images of 576 tokens under guidance as in AR-GRPO, both branches trained."""

@@ -1,6 +1,7 @@
 """The law drawn from is the law scored, whatever the plan; and each saving in computation is exact."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from tiny_llamagen import noise, prompts, spec
 
 from burnish.core import Copy
 from burnish.formulas.noise import Noise
+from burnish.models.eight_bits import in_eight_bits
 from burnish.models.lora import Lora
 from burnish.policies.llamagen import LlamaGenPolicy
 from burnish.types import Prompt, TokenPlan, take
@@ -121,9 +123,55 @@ def test_what_drew_a_guessed_token_is_recorded_in_bf16_too(policy, text):
         assert (quick.logp(rollout) - rollout.logp).abs().mean() < 0.05
 
 
-def policy_with(policy: LlamaGenPolicy, guesses: int, precision: str = "fp32") -> LlamaGenPolicy:
+@pytest.mark.parametrize("guesses", [0, 3])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_what_eight_bits_drew_is_recorded(policy, text, plan, guesses):
+    """The recorded law is that of the rounded network, and not that of the one that is trained."""
+    p = prompts(text)
+    rollout = policy_with(policy, guesses, draw_precision="int8").sample(p, plan, noise(len(p)))
+    spread = (policy.logp(rollout) - rollout.logp).abs().mean()
+    gpt = in_eight_bits(policy.gpt, "layers")
+    gpt._prefix = policy.gpt._prefix  # prefixes are few and are not rounded
+    rounded = LlamaGenPolicy(policy.spec, gpt, policy.vq, policy.captions, CPU)
+    assert 1e-3 < spread < 0.2
+    assert (rounded.logp(rollout) - rollout.logp).abs().mean() < 0.05 * spread
+
+
+def test_frequencies_of_eight_bits_follow_the_recorded_law(policy, text):
+    """Chi-square of the second token after the likeliest first one; a draw of one prompt, as above."""
+    p = prompts(text)[:1] * 1500
+    rollout = policy_with(policy, 0, draw_precision="int8").sample(p, TokenPlan(guidance=2.0, top_k=5), noise(len(p)))
+    ids = rollout.decisions[0].ids
+    chosen = ids[:, 0] == ids[:, 0].mode().values
+    second, logp = ids[chosen, 1], rollout.logp[chosen, 1]
+    seen = second.unique()
+    expected = torch.stack([logp[second == t][0].exp() for t in seen]) * chosen.sum()
+    assert abs(expected.sum().item() / chosen.sum().item() - 1) < 1e-3
+    counts = torch.stack([(second == t).sum() for t in seen])
+    assert ((counts - expected) ** 2 / expected).sum().item() < 18.5  # 99.9 % point at 4 degrees of freedom
+
+
+def test_eight_bits_follow_the_weights(policy, text, tmp_path):
+    """Adapters are added in, those switched off are not, and a copy that is put to work is what draws."""
+    p, plan = prompts(text), TokenPlan(guidance=2.0)
+    torch.manual_seed(5)
+    adapted = spec(tmp_path, text, lora=Lora(rank=2, alpha=4), draw_precision="int8").load(CPU)
+    adapted.keep({"reference": Copy()})
+    untouched = adapted.sample(p, plan, noise(len(p)))
+    with torch.no_grad():
+        for _, weight in adapted.parameters():
+            weight.normal_(std=0.3)
+    moved = adapted.sample(p, plan, noise(len(p)))
+    spread, apart = ((adapted.logp(drawn) - drawn.logp).abs().mean() for drawn in (moved, untouched))
+    assert spread < 0.2 and apart > 5 * spread
+    with adapted.using("reference"):
+        back = adapted.sample(p, plan, noise(len(p)))
+    assert torch.equal(back.decisions[0].ids, untouched.decisions[0].ids)
+
+
+def policy_with(policy: LlamaGenPolicy, guesses: int, precision: str = "fp32", **fields: Any) -> LlamaGenPolicy:
     """The same networks, with so many guesses."""
-    spec = replace(policy.spec, speculative=guesses, precision=precision)
+    spec = replace(policy.spec, speculative=guesses, precision=precision, **fields)
     return LlamaGenPolicy(spec, policy.gpt, policy.vq, policy.captions, policy.device)
 
 

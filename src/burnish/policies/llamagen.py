@@ -27,6 +27,7 @@ from burnish.formulas.tokens import draw_with_logp, law_logits, logp_of
 from burnish.laps import lap
 from burnish.models.arithmetic import quick_in_bf16
 from burnish.models.captions import Captions
+from burnish.models.eight_bits import in_eight_bits
 from burnish.models.llamagen.files import gpt_shape, load_gpt, load_vq, save_model, vq_shape
 from burnish.models.llamagen.gpt import GPT, Cache, GPTConfig, Prefix, released_gpt
 from burnish.models.llamagen.vq import RELEASED_VQ, VQModel, decode_in_chunks
@@ -51,6 +52,9 @@ class LlamaGen(PolicySpec):
     lora: Lora | None = None  # train adapters instead of all weights
     recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
     logp_tokens: int = 4096  # tokens whose logits over the whole vocabulary exist at once
+    draw_precision: Literal["same", "int8"] = (
+        "same"  # of the blocks' products while drawing. int8: what drew is recorded, and law_gap tells how far it is
+    )
     speculative: int = 0  # tokens that are guessed and checked in each pass while drawing; the law stays as it is
     decode_rows: int = 64  # pictures decoded at once
     decode_precision: Literal["fp32", "bf16", "fastest"] = (
@@ -143,12 +147,13 @@ class LlamaGenPolicy(KeepsCopies):
         b, n = len(rows), self.side**2
         branches = self._branches(distinct, rows, with_null=plan.guidance != 1.0)
         prefix = Prefix.concatenate(branches)
+        gpt = self._drawing()
         plain = _plain(plan, "sampled")
         cache = self._room(len(branches) * b)
         bias = self.gpt.fill(cache, prefix)
         uniform = noise.uniform(n).to(self.device)
         if self.spec.speculative and n > 1:
-            return self._guessed(prefix, plan, cache, bias, uniform)
+            return self._guessed(gpt, prefix, plan, cache, bias, uniform)
         ids = torch.empty(n, b, dtype=torch.long, device=self.device)
         logp, entropy = torch.empty(2, n, b, device=self.device)
         hidden = self.gpt.first(prefix)
@@ -156,7 +161,7 @@ class LlamaGenPolicy(KeepsCopies):
             mixed = self._mixed(hidden.split(b), plan)
             ids[i], logp[i], entropy[i] = self._picked(mixed, plain, uniform[:, i])
             if i + 1 < n:
-                hidden = self.gpt.next(ids[i].repeat(len(branches)), i, self.side, cache, bias)
+                hidden = gpt.next(ids[i].repeat(len(branches)), i, self.side, cache, bias)
         order = torch.arange(n, device=self.device).expand(b, n)
         return Tokens(ids.T.contiguous(), logp.T.contiguous(), torch.ones_like(logp.T), order, entropy.T.contiguous())
 
@@ -165,7 +170,13 @@ class LlamaGenPolicy(KeepsCopies):
         logits = law_logits(self.gpt.output(mixed).float().contiguous(), None, plain, "sampled")
         return draw_with_logp(logits, uniform)
 
-    def _guessed(self, prefix: Prefix, plan: TokenPlan, cache: Cache, bias: Tensor | None, uniform: Tensor) -> Tokens:
+    def _drawing(self) -> GPT:
+        """The network that draws: its blocks have been rounded if so asked for. The head, which decides, never is."""
+        return in_eight_bits(self.gpt, "layers") if self.spec.draw_precision == "int8" else self.gpt
+
+    def _guessed(
+        self, gpt: GPT, prefix: Prefix, plan: TokenPlan, cache: Cache, bias: Tensor | None, uniform: Tensor
+    ) -> Tokens:
         """The same tokens in fewer passes: predictive sampling by fixed points. Wiggers and Hoogeboom, 2002.09928.
 
         Which token is drawn is a function of its logits and its number, which is keyed. So a pass over the last known
@@ -195,7 +206,7 @@ class LlamaGenPolicy(KeepsCopies):
             at = known.unsqueeze(1) + torch.arange(width, device=self.device)
             guesses = ids.gather(1, at)
             asked = torch.cat([ids.gather(1, at[:, :1] - 1), guesses[:, :-1]], 1)
-            hidden = self.gpt.several(asked.repeat(branches, 1), at.repeat(branches, 1) - 1, self.side, cache, bias)
+            hidden = gpt.several(asked.repeat(branches, 1), at.repeat(branches, 1) - 1, self.side, cache, bias)
             right = (draw(hidden, at) == guesses)[:, :-1]
             known = (known + 1 + right.long().cumprod(1).sum(1)).clamp(max=n)
             self.passes += 1

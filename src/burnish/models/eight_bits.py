@@ -1,0 +1,72 @@
+"""Linear layers in eight bits, to draw faster: both factors of each product are rounded, the sums are exact.
+
+Vector-wise as in LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339, section 2.1), without its columns in sixteen bits: a
+scale for every output of the weights, and one for every row of the inputs, so that a row does not depend on others.
+What draws then differs from what is trained, by about one part in a hundred of a layer's output. Policies record the
+log-probabilities of what drew, so that ratios against them are those of importance sampling, as of any other law. A
+last bit that differs before it is rounded may be a level afterwards: as in bfloat16, rows drawn in other company may be
+other pictures of the same law.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+LEVELS = 127
+LEAST_ROWS = 17  # of a product that CUDA makes of eight-bit numbers
+
+
+class Int8Linear(nn.Module):
+    """x W^T of weights (out, in), in eight bits. The result has the inputs' dtype."""
+
+    def __init__(self, weight: Float[Tensor, "out in"]) -> None:
+        super().__init__()
+        levels, self.scale = rounded(weight)
+        self.levels = levels.t() if levels.is_cuda else levels.t().contiguous()  # (in, out), as each likes it in memory
+
+    def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        levels, scale = rounded(x.reshape(-1, x.shape[-1]))
+        rows = len(levels)
+        if x.is_cuda and rows < LEAST_ROWS:
+            levels = F.pad(levels, (0, 0, 0, LEAST_ROWS - rows))
+        sums = torch._int_mm(levels, self.levels)[:rows]
+        return (sums * scale * self.scale.t()).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def rounded(x: Float[Tensor, "rows columns"]) -> tuple[Tensor, Float[Tensor, "rows 1"]]:
+    """Levels from -127 to 127 of every row, in int8, and the row's step between two."""
+    scale = x.float().abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / LEVELS
+    return (x / scale).round().to(torch.int8), scale
+
+
+def in_eight_bits(model: M, part: str) -> M:
+    """A copy whose linear layers inside `part` are in eight bits, adapters of peft added in if these are at work.
+
+    All other weights are shared. Layers have to be without bias. It does not follow the weights: it is made anew.
+    """
+    copy = deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    for parent in list(copy.get_submodule(part).modules()):
+        for name, layer in list(parent.named_children()):
+            weight = _weight(layer)
+            if weight is not None:
+                setattr(parent, name, Int8Linear(weight))
+    return copy
+
+
+def _weight(layer: nn.Module) -> Tensor | None:
+    """The weights of a linear layer, and None of any other."""
+    if not isinstance(base := getattr(layer, "base_layer", layer), nn.Linear):
+        return None
+    assert base.bias is None, "a layer with a bias"
+    weight = base.weight.detach()
+    if base is not layer and not layer.disable_adapters:
+        weight = sum((layer.get_delta_weight(name) for name in layer.active_adapters), weight)
+    return weight
