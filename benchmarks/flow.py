@@ -179,6 +179,8 @@ def main() -> None:
         },
     }
     print(json.dumps(told, indent=1))
+    for name, count in told["evaluations a sample"].items():
+        assert count["counted"] == count["promised"], f"{name}: {count}"
     if known.json:
         known.json.write_text(json.dumps(told) + "\n")
 

@@ -1,8 +1,11 @@
-"""How raster tokens are usually drawn, written out from the notes on slow loops, as a yardstick for ours. Greedy.
+"""How raster tokens are usually drawn and learned from, written out from the notes on slow loops, as a yardstick.
 
-Every habit below is exact, and each costs: a static cache that is attended over its full padded length under a dense
-mask, keys and values repeated for each head, attention written out, guidance by doubling every row including the head,
-a prefix for every image rather than every prompt, 120 slots of caption, the logits and probabilities of all steps kept.
+Every habit below is exact, and each costs. Drawing, greedily: a static cache that is attended over its full padded
+length under a dense mask, keys and values repeated for each head, attention written out, guidance by doubling every row
+including the head, a prefix for every image rather than every prompt, 120 slots of caption, the logits and
+probabilities of all steps kept. Learning: the policy and its reference run over the whole sequence, slots of the
+caption included, under a mask made for each call; logits of all of it in float32, copied for a temperature of 1, then
+read row by row; and their entropy beside the loss.
 """
 
 from __future__ import annotations
@@ -24,21 +27,30 @@ def slots_of(model: GPT, classes: Tensor | None, features: Tensor | None) -> Ten
     return embedding.cap_proj(torch.cat([features, embedding.uncond_embedding.expand_as(features)]))
 
 
+def visible_to(visible: Tensor, length: int) -> Tensor:
+    """Which slots a slot attends to, (rows, length, length): those before it and itself, no padding of a caption."""
+    rows, t = visible.shape
+    see = torch.ones(length, length).tril().bool().expand(rows, -1, -1).clone()
+    see[:, :, :t] &= visible[:, None]
+    return see | torch.eye(length, dtype=torch.bool)
+
+
+def turns(model: GPT, t: int, tokens: int) -> Tensor:
+    """The rotary table, of zeros for the prefix."""
+    d = model.config.dim // model.config.heads
+    return torch.cat([torch.zeros(t, 1, d // 2, 2), rotary(round(tokens**0.5), d, model.output.weight.device)])
+
+
 class NaiveLoop:
     """The loop and its cache, over the weights of a GPT."""
 
     def __init__(self, model: GPT, prefix: Tensor, visible: Tensor, tokens: int) -> None:
         self.model, self.prefix, self.tokens = model, prefix, tokens
         rows, t = visible.shape
-        self.length = -(-(t + tokens) // 8) * 8
-        heads = model.config.heads
-        d = model.config.dim // heads
-        shape = (rows, heads, self.length, d)
+        length = -(-(t + tokens) // 8) * 8
+        shape = (rows, model.config.heads, length, model.config.dim // model.config.heads)
         self.cache = [(torch.zeros(shape), torch.zeros(shape)) for _ in model.layers]
-        see = torch.ones(self.length, self.length).tril().bool().expand(rows, -1, -1).clone()
-        see[:, :, :t] &= visible[:, None]
-        self.see = see | torch.eye(self.length, dtype=torch.bool)
-        self.rope = torch.cat([torch.zeros(t, 1, d // 2, 2), rotary(round(tokens**0.5), d, prefix.device)])
+        self.see, self.rope = visible_to(visible, length), turns(model, t, tokens)
 
     @torch.no_grad()
     def greedy(self, guidance: float) -> Tensor:
@@ -57,26 +69,59 @@ class NaiveLoop:
 
     def _pick(self, x: Tensor, places: Tensor, guidance: float) -> tuple[Tensor, Tensor, Tensor]:
         for layer, (keys, values) in zip(self.model.layers, self.cache, strict=True):
-            x = x + self._attention(layer.attention, _rms(x, layer.attention_norm.weight), keys, values, places)
-            h = _rms(x, layer.ffn_norm.weight)
-            part = layer.feed_forward
-            gate = F.silu(F.linear(h, part.w1.weight)) * F.linear(h, part.w3.weight)
-            x = x + F.linear(gate, part.w2.weight)
+            q, k, v = _heads(layer, x, self.rope[places])
+            keys[:, :, places], values[:, :, places] = k, v
+            x = _rest(layer, x, q, keys.repeat_interleave(1, 1), values.repeat_interleave(1, 1), self.see[:, places])
         logits = F.linear(_rms(x, self.model.norm.weight), self.model.output.weight).float()
         cond, null = logits.chunk(2)
         logits = null + (cond - null) * guidance
         probability = (logits[:, -1] / 1.0).softmax(-1)
         return probability.topk(1, -1).indices.squeeze(-1), probability, logits
 
-    def _attention(self, part: torch.nn.Module, x: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Tensor:
-        heads = self.model.config.heads
-        q, k, v = (y.unflatten(-1, (heads, -1)) for y in F.linear(x, part.wqkv.weight).chunk(3, -1))
-        q, k, v = (y.transpose(1, 2) for y in (_turn(q, self.rope[places]), _turn(k, self.rope[places]), v))
-        keys[:, :, places], values[:, :, places] = k, v
-        k, v = keys.repeat_interleave(1, 1), values.repeat_interleave(1, 1)
-        score = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
-        mixed = score.masked_fill(~self.see[:, None, places], -torch.inf).softmax(-1) @ v
-        return F.linear(mixed.transpose(1, 2).flatten(2), part.wo.weight)
+
+def learn(model: GPT, prefix: Tensor, visible: Tensor, ids: Tensor, advantage: Tensor, beta: float) -> Tensor:
+    """The gradient of GRPO's loss with a divergence from the reference, which here has the same weights: the loss.
+
+    prefix, visible  embedded slots (b, t, dim) of each image's prompt, and which hold one
+    """
+    with torch.no_grad():
+        reference = _logp(model, prefix.detach(), visible, ids)[0]
+    logp, entropy = _logp(model, prefix, visible, ids)
+    away = reference - logp
+    loss = (beta * (away.exp() - away - 1) - (logp - logp.detach()).exp() * advantage[:, None]).mean()
+    loss.backward()
+    return loss.detach() + 0 * entropy
+
+
+def _logp(model: GPT, prefix: Tensor, visible: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the tokens (b, n) under the prompt alone, and their mean entropy."""
+    t, n = prefix.shape[1], ids.shape[1]
+    x = torch.cat([prefix, model.tok_embeddings(ids[:, :-1])], 1)
+    see, rope = visible_to(visible, x.shape[1]), turns(model, t, n)[: x.shape[1]]
+    for layer in model.layers:
+        x = _rest(layer, x, *_heads(layer, x, rope), see)
+    logits = F.linear(_rms(x, model.norm.weight), model.output.weight).float() / 1.0
+    logits = logits[:, t - 1 :]
+    rows = [row.gather(1, i[:, None]).squeeze(1) - row.logsumexp(1) for row, i in zip(logits, ids, strict=True)]
+    with torch.no_grad():
+        entropy = (logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)).mean()
+    return torch.stack(rows), entropy
+
+
+def _heads(layer: torch.nn.Module, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    part = layer.attention
+    parts = F.linear(_rms(x, layer.attention_norm.weight), part.wqkv.weight).chunk(3, -1)
+    q, k, v = (y.unflatten(-1, (part.heads, -1)) for y in parts)
+    return _turn(q, rope).transpose(1, 2), _turn(k, rope).transpose(1, 2), v.transpose(1, 2)
+
+
+def _rest(layer: torch.nn.Module, x: Tensor, q: Tensor, k: Tensor, v: Tensor, see: Tensor) -> Tensor:
+    score = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+    mixed = score.masked_fill(~see[:, None], -torch.inf).softmax(-1) @ v
+    x = x + F.linear(mixed.transpose(1, 2).flatten(2), layer.attention.wo.weight)
+    h, part = _rms(x, layer.ffn_norm.weight), layer.feed_forward
+    gate = F.silu(F.linear(h, part.w1.weight)) * F.linear(h, part.w3.weight)
+    return x + F.linear(gate, part.w2.weight)
 
 
 def _rms(x: Tensor, weight: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ python benchmarks/raster.py                          # LlamaGen-B, class and tex
 python benchmarks/raster.py --size tiny --repeats 1  # seconds
 
 floor   the matrix products that this work cannot do without, by F.linear, one after another, and nothing else
-naive   the loop of benchmarks/naive.py on the same weights; its greedy tokens must be ours
+naive   the loop of benchmarks/naive.py on the same weights; its greedy tokens and its gradients must be ours
+step    drawing, the reference's log-probabilities, the policy's and the gradient; no decoding, no optimiser
+quick   blocks in eight bits while drawing, and everything else in bfloat16
 cpu     processor seconds over all threads; ratios are medians over rounds in which all take their turn
 """
 
@@ -17,13 +19,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from naive import NaiveLoop, slots_of
+from naive import NaiveLoop, learn, slots_of
 from torch import Tensor
 
 from burnish.formulas.noise import Noise
+from burnish.models.arithmetic import quick_in_bf16
 from burnish.models.llamagen.gpt import GPT, GPTConfig, released_gpt
 from burnish.models.llamagen.vq import RELEASED_VQ, VQConfig, VQModel
 from burnish.policies.llamagen import LlamaGen, LlamaGenPolicy
@@ -31,7 +35,8 @@ from burnish.types import Prompt, TokenPlan, take
 
 TINY = GPTConfig(dim=64, layers=2, heads=2, vocabulary=256, classes=10)
 ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention")
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::matmul")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::matmul", "aten::_int_mm")
+BETA = 0.01  # of the divergence, as in AR-GRPO
 
 
 @dataclass(frozen=True)
@@ -175,8 +180,7 @@ def measure_drawing(
     products = draw_products(policy.gpt, setting, len({p.id for p in prompts}))
     inputs = inputs_of(products)
     cast = setting.precision == "bf16"
-    spec = replace(policy.spec, draw_precision="int8")
-    rounded = LlamaGenPolicy(spec, policy.gpt, policy.vq, policy.captions, policy.device)
+    rounded = changed(policy, draw_precision="int8")
     jobs: dict[str, Callable[[], Tensor]] = {
         "draw": lambda: policy.sample(prompts, plan, noise).decisions[0].ids,
         "int8": lambda: rounded.sample(prompts, plan, noise).decisions[0].ids,
@@ -206,16 +210,24 @@ def measure_drawing(
         yield f"draw, share of {name}", share
 
 
+def changed(policy: LlamaGenPolicy, **fields: Any) -> LlamaGenPolicy:
+    """The same networks in other settings."""
+    return LlamaGenPolicy(replace(policy.spec, **fields), policy.gpt, policy.vq, policy.captions, policy.device)
+
+
+def slots(policy: LlamaGenPolicy, prompts: tuple[Prompt, ...]) -> tuple[Tensor, Tensor]:
+    """Prefixes of all images and as many of no prompt, as the naive loop has them, and which slots hold something."""
+    if policy.captions is None:
+        classes = torch.tensor([p.facts["class_id"] for p in prompts])
+        return slots_of(policy.gpt, classes, None), torch.ones(2 * len(prompts), 1, dtype=torch.bool)
+    features, visible = policy.captions([p.text for p in prompts])
+    return slots_of(policy.gpt, None, features), torch.cat([visible, visible])
+
+
 def naive(policy: LlamaGenPolicy, prompts: tuple[Prompt, ...], setting: Setting) -> Tensor:
     """Tokens of the naive loop, from setting up its cache on, as it does for every batch."""
     with torch.no_grad():
-        if policy.captions is None:
-            classes = torch.tensor([p.facts["class_id"] for p in prompts])
-            prefix, visible = slots_of(policy.gpt, classes, None), torch.ones(2 * len(prompts), 1, dtype=torch.bool)
-        else:
-            features, visible = policy.captions([p.text for p in prompts])
-            prefix, visible = slots_of(policy.gpt, None, features), torch.cat([visible, visible])
-        return NaiveLoop(policy.gpt, prefix, visible, setting.tokens).greedy(setting.guidance)
+        return NaiveLoop(policy.gpt, *slots(policy, prompts), setting.tokens).greedy(setting.guidance)
 
 
 def measure_update(
@@ -236,6 +248,8 @@ def measure_update(
     inputs = inputs_of(products)
     floor = lambda: run_products(products, inputs, backward=True, cast=setting.precision == "bf16")  # noqa: E731
     took = turns({"update": update, "floor": floor}, setting.repeats, policy.device)
+    for name, share in shares(update, policy.device).items():
+        yield f"update, share of {name}", share
     what = "cpu" if setting.device == "cpu" else "wall"
     yield f"update of {b} images, seconds", median(took["update"])
     yield "update, floor seconds", median(took["floor"])
@@ -244,12 +258,59 @@ def measure_update(
         yield "law gap, nats", float((policy.logp(rollout) - rollout.logp).abs().mean())
 
 
+def measure_step(policy: LlamaGenPolicy, prompts: tuple[Prompt, ...], setting: Setting) -> Iterator[tuple[str, float]]:
+    """A step of GRPO as AR-GRPO was released: drawn with guidance, learned under the prompt alone."""
+    plan, noise = (
+        TokenPlan(guidance=setting.guidance, top_k=1, law="conditional"),
+        Noise(0, 0, tuple(range(len(prompts)))),
+    )
+    advantage = torch.linspace(-1, 2, len(prompts))  # greedy images of one prompt are one image: not of sum 0
+
+    def ours(policy: LlamaGenPolicy) -> None:
+        rollout = policy.sample(prompts, plan, noise)
+        for part in torch.arange(len(prompts)).split(setting.update_images):
+            some = take(rollout, part)
+            with torch.no_grad():
+                reference = policy.logp(some)
+            logp = policy.logp(some)
+            away = reference - logp
+            gain = (logp - logp.detach()).exp() * advantage[part, None]
+            (BETA * (away.exp() - away - 1) - gain).mean().mul(len(part) / len(prompts)).backward()
+
+    def theirs() -> None:
+        ids = naive(policy, prompts, setting)
+        for part in torch.arange(len(prompts)).split(setting.update_images):
+            prefix, visible = slots(policy, tuple(prompts[i] for i in part.tolist()))
+            half = len(part)
+            learn(policy.gpt, prefix[:half], visible[:half], ids[part], advantage[part] * half / len(prompts), BETA)
+
+    def gradient(step: Callable[[], None]) -> Tensor:
+        policy.gpt.zero_grad(set_to_none=True)
+        step()
+        return policy.gpt.layers[0].attention.wqkv.weight.grad.clone()
+
+    one, other = gradient(lambda: ours(policy)), gradient(theirs)
+    apart = float((one - other).norm() / other.norm())
+    yield "step, gradients apart", apart
+    assert apart < 1e-3, "the naive step has another gradient"
+    jobs = {"ours": lambda: ours(policy), "naive": theirs}
+    if quick_in_bf16(policy.device):
+        quick = changed(policy, precision="bf16", draw_precision="int8")
+        jobs["quick"] = lambda: ours(quick)
+    took = turns(jobs, setting.repeats, policy.device)
+    policy.gpt.zero_grad(set_to_none=True)
+    for name, rounds in took.items():
+        yield f"step, {name}, cpu seconds", median(rounds, "cpu")
+        if name != "naive":
+            yield f"naive step / {name}, cpu", ratio(took["naive"], rounds, "cpu")
+
+
 def measure_decoding(setting: Setting) -> Iterator[tuple[str, float]]:
     """The VQ-16 tokenizer alone, one picture at a time."""
     device = torch.device(setting.device)
     vq = VQModel(RELEASED_VQ["VQ-16"]).to(device).eval()
     ids = torch.randint(vq.config.codes, (1, setting.tokens), device=device)
-    took = turns({"decode": torch.no_grad()(lambda: vq.decode(ids))}, min(setting.repeats, 3), device)
+    took = turns({"decode": torch.no_grad()(lambda: vq.decode(ids))}, setting.repeats, device)
     yield "decode with VQ-16, seconds an image", median(took["decode"])
 
 
@@ -267,7 +328,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument(
-        "--parts", nargs="+", choices=["draw", "update", "decode"], default=["draw", "update", "decode"]
+        "--parts", nargs="+", choices=["draw", "update", "step", "decode"], default=["draw", "update", "step", "decode"]
     )
     parser.add_argument(
         "--json", action="store_true", help="the numbers as JSON on standard output, the rest on standard error"
@@ -282,8 +343,10 @@ def main() -> None:
         policy, prompts = make_policy(setting)
         print(f"\n{setting}\ntorch {torch.__version__}, {torch.get_num_threads()} threads", file=out, flush=True)
         numbers = {}
-        measured = {"draw": measure_drawing, "update": measure_update}
+        measured = {"draw": measure_drawing, "update": measure_update, "step": measure_step}
         for part in parts:
+            if part == "step" and (setting.device != "cpu" or setting.precision != "fp32"):
+                continue  # the naive loop is written for it
             found = measure_decoding(setting) if part == "decode" else measured[part](policy, prompts, setting)
             for name, value in found:
                 numbers[name] = value

@@ -39,7 +39,7 @@ recipe = replace(read(sys.argv[1], sys.argv[2:]), suites={}, measures={}, steps=
 
 def told(code: str, name: str, changes: list[str]) -> dict[str, float]:
     command = [sys.executable, "-c", FIRST + code, name, *changes]
-    done = subprocess.run(command, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", **os.environ})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])

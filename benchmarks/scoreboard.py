@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from burnish.engine.reporter import write_text
 from burnish.formulas.statistics import Interval, mean_interval
 
 RUNS, KEPT, TABLE = Path("runs/scoreboard"), Path("docs/evidence/scoreboard.json"), Path("docs/ideas/scoreboard.md")
@@ -99,7 +100,7 @@ def run(name: str, seed: int, budget: float, threads: int) -> None:
 def keep(runs: dict[str, Any]) -> None:
     """One line a run, in the order of their names."""
     rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(runs[key])}" for key in sorted(runs))
-    KEPT.write_text(f"{{\n{rows}\n}}\n")
+    write_text(KEPT, f"{{\n{rows}\n}}\n")
 
 
 def read_kept() -> dict[str, Any]:

@@ -110,6 +110,8 @@ class Crew:
             raise ValueError(
                 f"a worker could not be started, or was lost again and again: {reason(problem)}"
             ) from problem
+        except self._ray.exceptions.RayError as problem:  # of what a worker has answered, or of its machine
+            raise ValueError(f"the Ray cluster lost an answer: {reason(problem)}") from problem
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a step of a recipe costs here, beside what the machine can do: `burnish bench`.
 
 Steps are those of a run, by the run's own code, with nothing written down. The first one warms up, some are timed, and
-one more is counted, operation by operation.
+of those that were drawn by different plans one each is made again and counted, operation by operation.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ from burnish.laps import recorded
 from burnish.machine import forget_peak, held, matrix_rate, memory_rate, peak
 from burnish.models.sharding import local
 from burnish.recipe.recipe import Recipe
+from burnish.types import Plan
 
+Clocked = dict[str, dict[str, float]]  # of each stage, what each clock counted
 STAGES = ("draw", "decode", "score", "weigh", "update")  # decoding is within drawing
 WHOLE = ("draw", "score", "weigh", "update")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a step. Operations and traffic are sums over processes."""
+    """A part of a step. All but seconds are sums over processes."""
 
-    seconds: float  # the median of the timed steps
+    seconds: float  # of the slowest process, the median of the timed steps
     cpu_seconds: float  # of all cores; the same
-    operations: float  # of matrix products, convolutions and attention; a multiply-add is two
-    traffic: float  # bytes of the tensors that operations read and write, as if nothing stayed in a cache
+    operations: float  # of matrix products, convolutions and attention; a multiply-add is two. The same
+    traffic: float  # bytes of the tensors that operations read and write, as if nothing stayed in a cache. The same
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def _attention_back(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: 
 
 COUNTED = {
     **flop_registry,
+    torch.ops.aten._int_mm: flop_registry[torch.ops.aten.mm],
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back,
 }
@@ -144,7 +147,7 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
 
     Raises ValueError for weights and rewards that are not what they should be.
     """
-    recipe = replace(recipe, steps=steps + 2)
+    recipe = replace(recipe, steps=steps + 1)
     with layout() as chosen:
         before = held(device_of(recipe.device))
         place = chosen.build(recipe)
@@ -152,42 +155,53 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
         one_step(run, place, 1, {})
         forget_peak(place.device)
         clocks = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
-        timed = [one_step(run, place, 2 + number, clocks) for number in range(steps)]
+        numbers = range(2, steps + 2)
+        timed = [one_step(run, place, step, clocks) for step in numbers]
         most = peak(place.device) - before
         alone = Run(replace(recipe, overlap=False), Path(), Nowhere(), Interruption())  # other threads are not counted
         with torch.compiler.set_stance("force_eager"), Work() as work:  # inside compiled code nothing is seen
             clocks = {"operations": lambda: work.operations, "traffic": lambda: work.traffic}
-            counted, metrics = one_step(alone, place, steps + 2, clocks)
-        dtype = max(work.by_type, key=work.by_type.__getitem__, default=torch.float32)
+            counted: list[tuple[Plan, Clocked]] = []
+            for step in numbers:
+                plan = recipe.source.plan_at(step)
+                if all(plan != known for known, _ in counted):
+                    counted.append((plan, one_step(alone, place, step, clocks)[0]))
+        did = [next(done for plan, done in counted if plan == recipe.source.plan_at(step)) for step in numbers]
+        mine = [{name: laps[name] | done[name] for name in STAGES} for (laps, _), done in zip(timed, did, strict=True)]
+        floating = [dtype for dtype in work.by_type if dtype.is_floating_point]
+        dtype = max(floating, key=work.by_type.__getitem__, default=torch.float32)
         place.ranks.gathered(None)  # all measure the machine together
         rates = 2 * matrix_rate(dtype, place.device), memory_rate(place.device)
-        found = place.ranks.gathered((most, rates, counted, [laps for laps, _ in timed]))
+        found = place.ranks.gathered((most, rates, mine))
         if not place.ranks.leads:
             return None
-    most, rates, counted, timed = zip(*found, strict=True)
+    most, rates, everyones = zip(*found, strict=True)
 
     def median(names: Sequence[str], what: str, over: Callable[[Iterable[float]], float]) -> float:
         """Of the timed steps: of the slowest process, or of all together."""
-        each = [[sum(laps[name][what] for name in names) for laps in laps_of_steps] for laps_of_steps in timed]
+        each = [[sum(step[name][what] for name in names) for step in one] for one in everyones]
         return statistics.median(over(step) for step in zip(*each, strict=True))
+
+    def reported(name: str) -> float:
+        return statistics.median(metrics.get(name, 0.0) for _, metrics in timed)
 
     cuda = place.device.type == "cuda"
     return Bench(
         device=torch.cuda.get_device_name(place.device) if cuda else str(place.device),
         threads=torch.get_num_threads(),
         processes=place.ranks.count,
-        images=round(metrics["draw/samples"]),
+        images=round(reported("draw/samples")),
         steps=steps,
         stages={
             name: Stage(
                 seconds=median(names, "seconds", max),
                 cpu_seconds=median(names, "cpu_seconds", sum),
-                operations=sum(one[stage]["operations"] for one in counted for stage in names),
-                traffic=sum(one[stage]["traffic"] for one in counted for stage in names),
+                operations=median(names, "operations", sum),
+                traffic=median(names, "traffic", sum),
             )
             for name, names in {**{stage: (stage,) for stage in STAGES}, "step": WHOLE}.items()
         },
-        evaluations=metrics.get("draw/evaluations", 0.0) + metrics.get("update/evaluations", 0.0),
+        evaluations=reported("draw/evaluations") + reported("update/evaluations"),
         memory=max(most),
         arithmetic=str(dtype).removeprefix("torch."),
         matrix_rate=sum(rate for rate, _ in rates),
@@ -197,7 +211,7 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
 
 def one_step(
     run: Run, place: Place, step: int, clocks: Mapping[str, Callable[[], float]]
-) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+) -> tuple[Clocked, dict[str, float]]:
     """A step: what each clock counted in each stage here, and the metrics."""
     with ExitStack() as stack:
         kept = {name: stack.enter_context(recorded(place.device, clock)) for name, clock in clocks.items()}

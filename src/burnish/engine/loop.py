@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,8 @@ from burnish.recipe.read import as_yaml, data_of
 from burnish.recipe.recipe import Recipe
 from burnish.types import Batch, Rollout, Scores, concatenate, take
 
-# What may differ between a run and its resumption: none of it changes what a step does, but for rounding.
+# What may differ between a run and its resumption: none of it changes what a step does, but for rounding; `steps` does
+# where the learning rate has a schedule, which is said.
 FREE = (
     "steps",
     "device",
@@ -69,16 +70,22 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter
         folder = Path(ranks.first(lambda: str(folder)))
         ranks.first(lambda: refuse(folder, facts, resume))
         speaks = (reporter or Reporter(folder)) if ranks.leads else Nowhere()
-        with ExitStack() as held, interruptible() as interruption, closing(speaks):
+        with ExitStack() as held, interruptible() as interruption, _room_in(folder), closing(speaks):
             ranks.first(lambda: held.enter_context(claimed(folder)))
             start = ranks.first(lambda: _start(folder, facts, resume))
-            try:
-                Run(recipe, folder, speaks, interruption).go(place, facts, start)
-            except OSError as problem:
-                if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    raise
-                raise ValueError(f"{folder}: {problem.strerror}. Free some space and resume the run") from problem
+            Run(recipe, folder, speaks, interruption).go(place, facts, start)
     return folder
+
+
+@contextmanager
+def _room_in(folder: Path) -> Iterator[None]:
+    """A full disk becomes a sentence, also where the files of a run that met one are closed and meet it again."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ValueError(f"{folder}: {problem.strerror}. Free some space and resume the run") from problem
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ class Run:
         recipe = self._recipe
         place = layout.build(recipe)
         done = start.step if start else 0
+        before = _steps_of(self._folder) if start and place.ranks.leads else recipe.steps
         self._reporter.begin(facts, recipe.seed, place.device, done, recipe.steps)
         if start is not None:
             place.policy.restore(start.weights)
@@ -108,6 +116,11 @@ class Run:
             place.memories.restore(start.memory)
             torch.set_rng_state(start.random)
             self._reporter.say(f"resumed after step {done}")
+            if before != recipe.steps and recipe.optim.schedule != "constant":
+                self._reporter.say(
+                    f"the learning rate now falls towards step {recipe.steps}, and did towards {before}: "
+                    f"this is not the run of {recipe.steps} steps that never stopped"
+                )
         self._began = time.monotonic() - (start.seconds if start else 0.0)
         with Writer(self._folder, recipe.keep_checkpoints) as self._checkpoints:
             if start is None:
@@ -121,12 +134,14 @@ class Run:
 
     def _step(self, place: Place, step: int) -> None:
         with recorded(place.device) as laps:
-            self._turn(place, step, laps)
+            asked = self._turn(place, step, laps)
         self._reporter.timeline(step, laps)
         self._checkpoints.look()
+        if step < self._recipe.steps:
+            self._stop_if_asked(place.ranks, asked, step)
 
-    def _turn(self, place: Place, step: int, laps: Laps) -> None:
-        """One step; then report, evaluate and save what is due."""
+    def _turn(self, place: Place, step: int, laps: Laps) -> int | None:
+        """One step; then report, evaluate and save what is due. Returns the signal it was asked to stop by."""
         recipe, last, ranks = self._recipe, self._recipe.steps, place.ranks
         mine, batch, metrics = self.learn(place, step, laps)
         with lap("measure"):
@@ -144,8 +159,7 @@ class Run:
         if step == last or asked is not None or _due(step, recipe.checkpoint_every):
             with lap("save"):
                 self._save(place, step)
-        if step < last:
-            self._stop_if_asked(ranks, asked, step)
+        return asked
 
     def learn(self, place: Place, step: int, laps: Laps) -> tuple[Drawn | None, Batch, dict[str, float]]:
         """Draw, score, weigh and update: what this process drew, the batch of all, and the metrics of the step."""
@@ -283,6 +297,11 @@ def refuse(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
             raise ValueError(
                 f"{folder} was started with {key}: {was!r}, and cannot go on with {value!r}; start a new run"
             )
+
+
+def _steps_of(folder: Path) -> int:
+    """How many steps the run was to have."""
+    return int(_complete((folder / "recipe.yaml").read_text(encoding="utf-8"))["steps"])
 
 
 def _complete(text: str) -> Mapping[str, Any]:

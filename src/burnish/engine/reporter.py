@@ -185,8 +185,10 @@ class Reporter:
                 number = re.search(r"-(\d{6,})\.\w+$", file.name)
                 if number and (int(number[1]) > step or step == 0):
                     file.unlink()
-        for name in ("summary.json", "timeline.json"):
-            (self.folder / name).unlink(missing_ok=True)
+        (self.folder / "summary.json").unlink(missing_ok=True)
+        timeline = self.folder / "timeline.json"
+        if timeline.exists() and not 0 < json.loads(timeline.read_text())["step"] <= step:
+            timeline.unlink()
 
 
 class Nowhere:

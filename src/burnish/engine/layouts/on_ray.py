@@ -105,5 +105,7 @@ def learn(config: dict[str, Any]) -> str:
     except Lost:
         raise
     except ValueError as problem:
+        if asked.recipe.shard:
+            raise  # the others may be in the middle of a pass, and would wait for this one
         return str(problem)
     return ""
