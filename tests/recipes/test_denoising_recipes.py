@@ -57,7 +57,7 @@ INSTEAD = {
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
     home = tmp_path_factory.mktemp("pipelines")
-    kinds = {"sd3": "sd3", "sd": "sd", "wan": "wan", "rlcm": "lcm"}
+    kinds = {"sd3": "sd3", "flux": "flux", "sd": "sd", "wan": "wan", "rlcm": "lcm"}
     return {name: getattr(tiny_diffusers, kind)(home / name) for name, kind in kinds.items()}
 
 
