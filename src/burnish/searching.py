@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burnish.core import LatentPlan, Policy, Scorer
+from burnish.core import Denoiser, LatentPlan, Policy, Scorer
 from burnish.formulas.cross_entropy import refitted
 from burnish.formulas.noise import Noise
 from burnish.types import Prompt
+
+EARLY = 0.9  # time at which a preview has to begin: 1 is noise
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,14 @@ class Search:
 
         key     names the draw that is searched for, and the prompts by its ids
         rows    previews drawn at once; 0 draws all. Changes memory, not what is found
+
+        Raises ValueError if so few steps would not begin at noise.
         """
+        if isinstance(policy, Denoiser) and (first := float(policy.times(self.steps)[0])) < EARLY:
+            raise ValueError(
+                f"search.steps: a draw of {self.steps} begins at time {first:.2g} in this model's schedule, where the "
+                "noise that is searched for would be read as a picture; take more steps"
+            )
         asked = [prompt for prompt in prompts for _ in range(self.candidates)]
         preview = LatentPlan(group=1, guidance=plan.guidance, steps=self.steps)
         names = tuple(name * self.candidates + i for name in key.ids for i in range(self.candidates))

@@ -69,12 +69,26 @@ def test_credit_and_score_are_added(tmp_path):
     rollout = replace(rollout, media=media)
     scores = Scores.of("one", torch.tensor([1.0, 2.0, float("nan"), 4.0, 0.0, 0.0, 1.0, 2.0], dtype=torch.float64))
     kept = scores.valid
-    reference = pixel_features(torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 255).double()
+    length = 12**0.5  # of as many features, so that the kernel is (cos + 1)^3
+    reference = length * pixel_features(torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 255).double()
     credit = torch.zeros(8, dtype=torch.float64)
-    credit[kept] = credits(pixel_features(media[kept]).double(), reference)
+    credit[kept] = credits(length * pixel_features(media[kept]).double(), reference)
     total = torch.where(kept, 2.0 * credit + 0.5 * scores.total, torch.nan)
     found = DiversityCredit(GroupMean(), str(folder), weight=2.0, score=0.5)(scores, rollout)
     torch.testing.assert_close(found, GroupMean()(replace(scores, total=total), rollout))
+
+
+def test_features_of_pictures_tell_a_spread_from_its_mean():
+    """Reds and blues against purples only: their mean is the same, and a linear kernel would see nothing."""
+    red, blue = (torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 2, 2) for colour in ((1.0, 0.2, 0), (0, 0.2, 1.0)))
+    spread, alike = torch.cat([red, blue] * 4), ((red + blue) / 2).expand(8, 3, 2, 2)
+    noise = 0.01 * torch.rand(8, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    told = []
+    for media in (spread + noise, alike + noise):
+        working = DiversityCredit(GroupMean()).begin(None)
+        working(Scores.of("one", torch.zeros(8)), replace(take(laws.drawn_steps(), torch.arange(8)), media=media))
+        told.append(working.metrics()["discrepancy"])
+    assert told[0] < 0.8 * told[1]
 
 
 def test_a_reference_that_does_not_fit_is_a_sentence(tmp_path):

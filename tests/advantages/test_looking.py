@@ -120,6 +120,16 @@ def test_normalised_by_the_root_of_the_mean_square():
     torch.testing.assert_close(normed, plain / plain.square().mean().sqrt())
 
 
+def test_centred_steps_have_mean_zero_over_valid_samples():
+    policy, rollout, scores = drawn()
+    scores = Scores.of("bright", torch.where(torch.arange(8) == 3, torch.nan, scores.total))
+    plain, centred = (
+        RewardShapedValue(centre=c).looking(policy, laws.Bright())(scores, rollout) for c in (False, True)
+    )
+    torch.testing.assert_close(centred[scores.valid], (plain - plain[scores.valid].mean(0))[scores.valid])
+    assert plain[scores.valid].mean(0).abs().max() > 1e-3 and (centred[3] == 0).all()
+
+
 def test_what_it_cannot_read_is_a_sentence():
     _, rollout, scores = drawn(replace(ACTIONS, trained=(0, 2)))
     with pytest.raises(ValueError, match="without gaps"):

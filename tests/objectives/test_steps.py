@@ -192,6 +192,7 @@ def test_distances_of_a_flow():
     for form, value in (("gaussian", exact), ("flow_grpo", exact * h), ("velocity", apart)):
         torch.testing.assert_close(steps.distance(form, now, other, time), value)
     torch.testing.assert_close(steps.distance("noise", now, other, time), (1 - t).square() * apart)
+    torch.testing.assert_close(steps.distance("mean", now, other, time), exact * 2 * sigma.square() * h)
     torch.testing.assert_close(
         steps.leverage(FlowSDE().move, time), h.sqrt() / sigma * (1 + sigma**2 * (1 - t) / 2 / t)
     )

@@ -113,6 +113,14 @@ def test_a_preview_that_cannot_be_scored_is_no_elite(tmp_path):
     assert (mean[0] == 0).all() and (std[0] == 1).all() and (std[1:] != 1).all()
 
 
+def test_a_preview_that_would_not_begin_at_noise_is_refused(tmp_path, monkeypatch):
+    """Schedules of eps models with leading times begin a draw of one step beside the picture."""
+    policy = ToyFlow().load(CPU)
+    monkeypatch.setattr(policy, "times", lambda steps: torch.tensor([0.04, 0.0]))
+    with pytest.raises(ValueError, match="a draw of 1 begins at time 0.04 in this model's schedule"):
+        source(tmp_path).draw(policy, 1, 0, scorer=Near())
+
+
 def test_what_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match=r"search: looks at rewards|source.on_policy.search: looks at rewards"):
         source(tmp_path).draw(ToyFlow().load(CPU), 1, 0)

@@ -20,9 +20,9 @@ from burnish.types import Rollout, Scores
 class DiversityCredit(Advantage):
     """`inner` of weight x (MMD^2 without the sample - MMD^2) + score x R. Miao et al. 2024, IEEE 10656815.
 
-    The discrepancy is that of all valid samples of the step from reference pictures, with a cubic kernel on what a
-    vision model makes of them; without a reference it is how alike samples are. So samples are not weighed by their
-    scores alone. The credit becomes a part of the reward called "diversity".
+    The discrepancy is that of all valid samples of the step from reference pictures, with a cubic kernel, (cos + 1)^3,
+    of what a vision model makes of them; without a reference it is how alike samples are. So samples are not weighed by
+    their scores alone. The credit becomes a part of the reward called "diversity".
 
     Metrics:
         discrepancy   MMD^2 of the samples of the step
@@ -52,14 +52,14 @@ class _Credited(Advantage, Memory):
         self._settings, self._features, self._discrepancy = settings, features, torch.nan
         where = "advantage.diversity_credit.reference"
         pictures = read_pictures(settings.reference, where) if settings.reference else ()
-        found = [features(picture).double().cpu() for picture in pictures]
+        found = [self._vectors(picture) for picture in pictures]
         if len({part.shape[1] for part in found}) > 1:
             raise ValueError(f"{where}: its pictures differ in size; name a model in features, or make them alike")
         self._reference = torch.cat(found) if found else None
 
     def __call__(self, scores: Scores, rollout: Rollout) -> Float[Tensor, " b"] | Float[Tensor, "b k"]:
         own, valid = self._settings, scores.valid.cpu()
-        samples = self._features(rollout.media).double().cpu()[valid]
+        samples = self._vectors(rollout.media)[valid]
         reference = samples.new_empty(0, samples.shape[1]) if self._reference is None else self._reference
         if reference.shape[1] != samples.shape[1]:
             raise ValueError(
@@ -72,6 +72,11 @@ class _Credited(Advantage, Memory):
         credit = credit.to(scores.total)
         total = own.weight * credit + own.score * torch.where(scores.valid, scores.total, torch.nan)
         return own.inner(replace(scores, total=total, parts={**scores.parts, "diversity": credit}), rollout)
+
+    def _vectors(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Of length sqrt(d): the kernel divides by d, and would be as good as linear in vectors of length 1."""
+        found = self._features(images).double().cpu()
+        return found * found.shape[1] ** 0.5
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -52,6 +52,7 @@ class RewardShapedValue(Advantage):
     weight_decay: float = 0.01  # of its AdamW
     updates: int = 10  # batches it learns from in a step
     batch: int = 256  # states in a batch
+    centre: bool = False  # take the mean over the samples off each step: a baseline, besides that of the state
     normalise: bool = False  # divide by the root of the mean square over all states of the step
     rows: int = 16  # states decoded and scored at once. Changes memory, not the result
     seed: int = 0  # of the first weights and the choice of batches
@@ -113,7 +114,10 @@ class _Valued(Advantage, Memory):
         }
         if valid.any():
             self._learn(*(part[valid].flatten(0, 1) for part in (inputs, t, base, out, coming)))
-        found = torch.where(valid.unsqueeze(1), values.added(value, final, cost), 0.0)
+        found = values.added(value, final, cost)
+        if self._settings.centre and valid.any():
+            found = found - found[valid].mean(0)
+        found = torch.where(valid.unsqueeze(1), found, 0.0)
         if self._settings.normalise and valid.any():
             found = found / (found[valid].square().mean().sqrt() + 1e-8)
         return found[order.argsort()].to(scores.total)

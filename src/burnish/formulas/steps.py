@@ -17,7 +17,7 @@ from torch import Tensor
 from burnish.formulas.aggregation import counted, token_mean
 from burnish.types import Latents, Mean, Rollout
 
-Distance = Literal["gaussian", "flow_grpo", "velocity", "noise"]
+Distance = Literal["gaussian", "flow_grpo", "mean", "velocity", "noise"]
 Move = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # core.Transition.move
 
 
@@ -71,10 +71,11 @@ def mean_over_dimensions(values: Float[Tensor, "b k *d"]) -> Float[Tensor, "b k"
 
 
 def distance(form: Distance, now: Scored, other: Scored, time: Float[Tensor, "b k 2"]) -> Float[Tensor, "b k"]:
-    """How far two sets of weights are from one another at each step. The four forms of the field differ by a factor.
+    """How far two sets of weights are from one another at each step. The forms of the field differ by a factor.
 
     gaussian   |mean - mean'|^2 / (2 std^2), the exact KL, nats a dimension   TempFlow-GRPO, exact for any kernel
     flow_grpo  the same x (t - s): divides by 2 sigma_t^2, without the length of the step   Flow-GRPO as released
+    mean       |mean - mean'|^2, in the units of a log-probability without 1 / (2 std^2)    Flow-Factory, for cps
     velocity   |v - v'|^2                                                     Flow-Factory, DiffusionNFT, DGPO
     noise      |eps - eps'|^2 = (1 - t)^2 |v - v'|^2                          DPOK, of models that predict noise
     """
@@ -82,6 +83,8 @@ def distance(form: Distance, now: Scored, other: Scored, time: Float[Tensor, "b 
         square = mean_over_dimensions((now.velocity - other.velocity).square())
         return square if form == "velocity" else square * (1 - time[..., 0]).square().to(square)
     square = mean_over_dimensions((now.mean - other.mean).square())
+    if form == "mean":
+        return square
     kl = square / (2 * now.std.to(square).square())
     return kl if form == "gaussian" else kl * (time[..., 0] - time[..., 1]).to(kl)
 
