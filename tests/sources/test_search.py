@@ -117,7 +117,7 @@ def test_a_preview_that_would_not_begin_at_noise_is_refused(tmp_path, monkeypatc
     """Schedules of eps models with leading times begin a draw of one step beside the picture."""
     policy = ToyFlow().load(CPU)
     monkeypatch.setattr(policy, "times", lambda steps: torch.tensor([0.04, 0.0]))
-    with pytest.raises(ValueError, match="a draw of 1 begins at time 0.04 in this model's schedule"):
+    with pytest.raises(ValueError, match=r"a draw of 1 begins at time 0.04 in this model's schedule"):
         source(tmp_path).draw(policy, 1, 0, scorer=Near())
 
 
