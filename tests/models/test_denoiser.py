@@ -16,13 +16,14 @@ from burnish.core import LatentPlan, Transition
 from burnish.formulas import gaussian
 from burnish.formulas.noise import Noise
 from burnish.models.denoiser import DenoisingPolicy, Network
+from burnish.objectives.step_clip import StepClip
 from burnish.transitions.consistency import Consistency
 from burnish.transitions.cps import CPS
 from burnish.transitions.ddim import DDIM
 from burnish.transitions.dpmpp import DPMpp
 from burnish.transitions.flow_sde import FlowSDE
 from burnish.transitions.score_action import ScoreAction
-from burnish.types import Latents, Prompt, Rollout, concatenate, take
+from burnish.types import Batch, Latents, Prompt, Rollout, Scores, concatenate, take
 
 CPU = torch.device("cpu")
 TRANSITIONS = [DDIM(), FlowSDE(), CPS(), CPS(density=True), DPMpp(), Consistency(), ScoreAction(DDIM())]
@@ -507,6 +508,30 @@ def test_policy_gradients_move_the_mean_to_where_the_reward_is(transition: Trans
         means.append(rollout.final.mean().item())
     assert abs(means[0]) < 0.5 and sum(means[-20:]) / 20 == pytest.approx(2, abs=0.3), (means[0], means[-20:])
     assert math.isfinite(centre.item())
+
+
+def test_clipped_steps_move_the_mean_too():
+    """As above by StepClip, twice a rollout: the second time ratios have left 1, and some are stopped."""
+    policy = DenoisingPolicy(GaussianFlow(0.0))
+    (_, centre), n = policy.parameters()[0], 32
+    plan = LatentPlan(group=n, steps=4, stochastic=(0, 1, 2), transition=FlowSDE())
+    optimiser = torch.optim.Adam([centre], lr=0.03)
+    objective, keep, stopped, means = StepClip(clip=0.02), torch.ones(n, dtype=torch.bool), 0.0, []
+    for step in range(200):
+        rollout = policy.sample(one(n), plan, Noise(0, step, tuple(range(n))))
+        scores = Scores.of("near", -(rollout.final.flatten() - 2).square())
+        advantage = (scores.total - scores.total.mean()) / scores.total.std()
+        for turn in range(2):
+            loss = objective.loss(Batch(rollout, scores, advantage, keep, 0, step), policy, None)
+            optimiser.zero_grad()
+            (loss.total / loss.count).backward()
+            optimiser.step()
+            share = float(loss.metrics["clipped"].total / loss.metrics["clipped"].count)
+            assert turn or share == 0
+            stopped += share
+        means.append(rollout.final.mean().item())
+    assert abs(means[0]) < 0.5 and sum(means[-20:]) / 20 == pytest.approx(2, abs=0.3), (means[0], means[-20:])
+    assert stopped > 1
 
 
 def test_a_branch_counts_once_however_many_leaves_it_has():

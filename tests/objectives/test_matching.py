@@ -17,7 +17,7 @@ from burnish.objectives.dgpo import DGPO
 from burnish.objectives.diffusion_nft import DiffusionNFT
 from burnish.objectives.raft import RAFT
 from burnish.objectives.reward_weighted import RewardWeighted
-from burnish.types import take
+from burnish.types import Scores, take
 
 CENTRED = torch.tensor([1.0, -2.0, 0.5, 0.5] * 3, dtype=torch.float64)
 
@@ -235,6 +235,26 @@ def test_rewards_weigh_by_their_softmax():
     assert policy.evaluations - before == 3 * 2, "three of twelve have a weight"
     assert mean_of(loss, "weight") == 0.25
     assert lost(RewardWeighted(rule="above", threshold=9.0), of, policy).count == 0
+    assert lost(RewardWeighted(rule="above"), replace(of, advantage=torch.zeros_like(CENTRED)), policy).count == 0
+
+
+def test_rewards_weigh_as_they_are():
+    """Scores of 0, 1, 2, ... are weights; one below 0 and one of a sample that is left out are none."""
+    objective = RewardWeighted(rule="reward", draws=2)
+    policy, of, some = setting(objective, 0.1)
+    error = some.error(velocity(policy, some)).mean(1)
+    total = torch.arange(12.0) - 1
+    kept = torch.arange(12) != 5
+    weight = total.clamp(min=0) * kept
+    scores = Scores.of("one", torch.where(kept, total, torch.nan))
+    loss = lost(objective, replace(of, scores=scores, keep=kept), policy)
+    torch.testing.assert_close(loss.total / loss.count, (weight * error).sum() / weight.sum())
+    for equal in (1.0, 0.0):
+        loss = lost(objective, replace(of, scores=Scores.of("one", torch.full((12,), equal))), policy)
+        if equal:
+            torch.testing.assert_close(loss.total / loss.count, error.mean())
+        else:
+            assert loss.count == 0
 
 
 def test_raft_asks_about_nobody_else():

@@ -16,19 +16,21 @@ from burnish.types import Batch, Loss
 
 @dataclass(frozen=True)
 class RewardWeighted(Objective[Denoiser]):
-    """sum of w |target - its prediction|^2 / sum of w over all samples of an update. Imitates: it needs no advantage.
+    """sum of w |target - its prediction|^2 / sum of w over all samples of an update. Imitates.
 
         soft    w = exp(temperature x A): softmax over the batch (RWR of DDPO, arXiv:2305.13301; Flow-RWR)
         above   w = 1 where A > threshold (the sparse RWR of DDPO; lower quantiles are dropped)
+        reward  w = the score itself, none below 0 (Lee et al. 2023, arXiv:2302.12192, without its pretraining pairs)
 
-    Equal rewards, or temperature 0, make it plain flow matching on one's own samples.
+    With equal rewards, or temperature 0, `soft` is plain flow matching on one's own samples, as `reward` is; `above` then
+    trains nothing.
 
     Metrics:
         error         mean squared error of the target, of samples with a weight, not weighed
         weight        mean w
     """
 
-    rule: Literal["soft", "above"] = "soft"  # how advantages become weights
+    rule: Literal["soft", "above", "reward"] = "soft"  # how advantages, or scores, become weights
     temperature: float = 1.0  # of rule soft: multiplies the advantage; the exponent is cut at plus and minus 20
     threshold: float = 0.0  # of rule above: samples whose advantage exceeds this are imitated
     draws: int = 1  # times that each sample is noised to in an update
@@ -44,6 +46,8 @@ class RewardWeighted(Objective[Denoiser]):
         advantage = of_samples(batch.advantage, "objective.reward_weighted").to(keep.device)
         if self.rule == "soft":
             weight = (self.temperature * advantage).clamp(-LIMIT, LIMIT).exp()
+        elif self.rule == "reward":
+            weight = torch.where(keep, batch.scores.total.to(advantage), 0.0).clamp(min=0).unsqueeze(1)
         else:
             weight = (advantage > self.threshold).to(advantage)
         error, weighed, chosen = imitated(batch, weight, self, policy, rollout.plan.steps)
