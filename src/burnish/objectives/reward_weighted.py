@@ -22,8 +22,8 @@ class RewardWeighted(Objective[Denoiser]):
         above   w = 1 where A > threshold (the sparse RWR of DDPO; lower quantiles are dropped)
         reward  w = the score itself, none below 0 (Lee et al. 2023, arXiv:2302.12192, without its pretraining pairs)
 
-    With equal rewards, or temperature 0, `soft` is plain flow matching on one's own samples, as `reward` is; `above` then
-    trains nothing.
+    With equal rewards, or temperature 0, `soft` is plain flow matching on one's own samples; so is `reward`. Nothing is
+    above a threshold of 0 then.
 
     Metrics:
         error         mean squared error of the target, of samples with a weight, not weighed
