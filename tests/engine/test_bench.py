@@ -18,7 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toy_run import recipe
 
+from burnish.cli.bench import _sizes
 from burnish.cli.main import main
+from burnish.core import Footprint
 from burnish.engine.bench import Bench, Stage, Work, bench, growth
 from burnish.formulas.noise import Noise
 from burnish.laps import lap, recorded
@@ -157,7 +159,7 @@ def test_what_a_machine_can_do():
     assert peak(device) < after  # freed, and forgotten
 
 
-def told(values: list[float]) -> dict:
+def told(values: list[str], sizes: list[float], unit: str = "a.group") -> dict:
     stages = {
         "draw": Stage(1.0, 1.0, 4e9, 2e9),
         "decode": Stage(0.25, 0.25, 1e9, 1e8),
@@ -168,11 +170,12 @@ def told(values: list[float]) -> dict:
     one = Bench("a <fine> device", 1, 2, 16, 5, stages, 352, 10**9, "float32", 40e9, 8e9).as_dict()
     facts = {"recipe": "scenes/<x>", "changes": ["a=<b>"], "benches": [one for _ in values or [1]]}
     grown = {"vary": "a.group", "values": values, "clock": "seconds", "growth": {"draw": 1.02, "update": 0.98}}
+    grown |= {"sizes": sizes, "unit": unit}
     return {**facts, **(grown if values else {})}
 
 
 def test_the_page_shows_numbers_and_places_under_the_roof():
-    page = render(told([]))
+    page = render(told([], []))
     assert "<fine>" not in page and "<x>" not in page and "2 processes of 1 thread:" in page
     for number in ("16.00", "4.000", "8.000", "10.0\u202f%", "25.0\u202f%"):  # images/s, G operations, shares of draw
         assert number in page, number
@@ -183,8 +186,20 @@ def test_the_page_shows_numbers_and_places_under_the_roof():
     assert top == end and all(float(y) > top for _, y in circles)  # nothing above the roof
     draw, decode = circles[0], circles[1]
     assert float(draw[0]) < ridge < float(decode[0])  # 2 and 10 operations a byte, the ridge at 5
-    grown = render(told([2, 4.5]))
+    grown = render(told(["2", "4.5"], [2, 4.5]))
     assert "group 4.5" in grown and "to the power of 1.020 (drawing, with decoding), 0.980 (update)" in grown
+    assert "B: 1,000 parameters" in render(told(["B", "L"], [1000, 3000], "parameters"))
+
+
+def test_what_costs_grow_with():
+    small, large = (Footprint(parameters, 8, tokens, 16, 32, 2) for parameters, tokens in ((100, 64), (400, 64)))
+    wide = replace(small, tokens=256)
+    assert _sizes("policy.size", ["B", "L"], [small, large]) == ([100, 400], "parameters")
+    assert _sizes("policy.pixels", ["64", "128"], [small, wide]) == ([64, 256], "tokens")
+    assert _sizes("plan.group", ["2", "4"], [small, small]) == ([2, 4], "plan.group")
+    assert _sizes("plan.group", ["2", "4"], [None, None]) == ([2, 4], "plan.group")
+    with pytest.raises(ValueError, match="its values are no numbers"):
+        _sizes("policy.precision", ["fp32", "bf16"], [small, small])
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -199,8 +214,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "Roofline" in page.read_text()
 
 
-@pytest.mark.parametrize("vary", ["steps", "steps=1", "steps=1,1", "steps=1,x", "steps=0,1"])
+def test_growth_with_the_size_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Two networks of unlike shapes: the same tokens, and costs against their parameters."""
+    from burnish.models.llamagen.files import save_model
+    from burnish.models.llamagen.gpt import GPT, GPTConfig
+
+    for name, layers in (("small", 1), ("large", 3)):
+        save_model(GPT(GPTConfig(dim=64, layers=layers, heads=2, vocabulary=256, classes=20)), tmp_path / name)
+    asked = ["scenes/ar_grpo_c2i", "source.on_policy.per_step=1", "source.on_policy.plan.every_token.group=2"]
+    vary = f"policy.llamagen.gpt={tmp_path / 'small'},{tmp_path / 'large'}"
+    with pytest.raises(SystemExit) as end:
+        main(["bench", *asked, "--steps", "1", "--vary", vary, "--json", str(tmp_path / "grown.json")])
+    assert not end.value.code and "memory grow as parameters to the power of" in capsys.readouterr().out
+    grown = json.loads((tmp_path / "grown.json").read_text())
+    assert grown["sizes"][1] > 1.5 * grown["sizes"][0] and set(grown["growth"]) == {"draw", "update", "memory"}
+
+
+@pytest.mark.parametrize("vary", ["steps", "steps=1", "steps=1,1", "steps=1,", "steps=0,1"])
 def test_what_cannot_be_varied(vary: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         main(["bench", "scenes/ar_grpo", "--vary", vary])
-    assert end.value.code == 2 and "two different numbers" in capsys.readouterr().err
+    assert end.value.code == 2 and "two different values" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ import typer
 from burnish.cli.words import Changes, RecipeName
 
 if TYPE_CHECKING:
+    from burnish.core import Footprint
     from burnish.engine.bench import Bench
 
 
@@ -27,7 +29,11 @@ def bench(
     ] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed; their median counts.")] = 5,
     vary: Annotated[
-        str, typer.Option(metavar="PATH=A,B,...", help="Measure at each of these values: how does the time grow?")
+        str,
+        typer.Option(
+            metavar="PATH=A,B,...",
+            help="Measure at each of these: how do time and memory grow? With tokens or parameters, if these change.",
+        ),
     ] = "",
     out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Keep everything as JSON.")] = None,
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep it as a page, with a roofline.")] = None,
@@ -41,9 +47,10 @@ def bench(
         raise ValueError(
             "--vary measures one run after another, and several processes make one; start it for each value"
         )
+    settings = [[*(changes or ()), *([f"{path}={value}"] if path else [])] for value in values]
+    grows = _sizes(path, values, [_footprint(recipe, asked) for asked in settings]) if path else None
     found: list[Bench] = []
-    for value in values:
-        asked = [*(changes or ()), *([f"{path}={value}"] if path else [])]
+    for asked in settings:
         if taken := _measured(recipe, asked, random, steps):
             found.append(taken)
             print("\n".join(said(" ".join([recipe, *asked]), taken)), flush=True)
@@ -54,7 +61,7 @@ def bench(
         "changes": changes or [],
         "random": random,
         "benches": [taken.as_dict() for taken in found],
-        **(_grown(path, values, found) if path else {}),
+        **({"vary": path, "values": values, **_grown(*grows, found)} if grows else {}),
     }
     if out:
         out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
@@ -79,33 +86,62 @@ def _measured(name: str, changes: list[str], random: bool, steps: int) -> Bench 
         return bench(recipe, steps)
 
 
-def _grown(path: str, values: list[str], found: list[Bench]) -> dict[str, Any]:
-    """How the time of drawing and updating grows with the setting, said and for JSON."""
+def _footprint(name: str, changes: list[str]) -> Footprint | None:
+    """What the policy says of its size, if it does."""
+    from burnish.core import Sized
+    from burnish.recipe.read import read
+
+    policy = read(name, changes).policy
+    with suppress(ValueError):  # its weights are not here, and nothing else tells
+        return policy.footprint() if isinstance(policy, Sized) else None
+
+
+def _grown(sizes: list[float], unit: str, found: list[Bench]) -> dict[str, Any]:
+    """How the time of drawing and updating, and the memory, grow: said, and for JSON."""
     from burnish.engine.bench import growth
 
-    sizes = [float(value) for value in values]
     clock = "cpu_seconds" if found[0].device == "cpu" else "seconds"  # what else runs here does not count
-    powers = {
-        name: growth(sizes, [getattr(taken.stages[name], clock) for taken in found]) for name in ("draw", "update")
-    }
+    costs = {name: [getattr(taken.stages[name], clock) for taken in found] for name in ("draw", "update")}
+    powers = {name: growth(sizes, cost) for name, cost in {**costs, "memory": [one.memory for one in found]}.items()}
     told = ", ".join(f"{power:.2f} ({name})" for name, power in powers.items())
-    print(f"{clock.replace('_', ' ')} grow as {path} to the power of {told}")
-    return {"vary": path, "values": sizes, "clock": clock, "growth": powers}
+    print(f"{clock.replace('_', ' ')} and memory grow as {unit} to the power of {told}")
+    return {"sizes": sizes, "unit": unit, "clock": clock, "growth": powers}
+
+
+def _sizes(path: str, values: list[str], known: list[Footprint | None]) -> tuple[list[float], str]:
+    """What costs are said to grow with, and its name: tokens or parameters where the setting changes them, else itself.
+
+    Raises ValueError for words that change neither.
+    """
+    for unit in ("tokens", "parameters"):
+        sizes = [float(getattr(one, unit)) for one in known if one]
+        if len(sizes) == len(values) == len(set(sizes)):
+            return sizes, unit
+    try:
+        return [float(value) for value in values], path
+    except ValueError:
+        raise ValueError(
+            f"--vary {path}: its values are no numbers, and change no size that the policy tells"
+        ) from None
 
 
 def _varied(asked: str) -> tuple[str, list[str]]:
-    """Path and values of --vary. Raises ValueError for fewer than two numbers above 0."""
+    """Path and values of --vary. Raises ValueError for fewer than two of them, and for numbers that are not above 0."""
     if not asked:
         return "", [""]
     path, _, values = asked.partition("=")
-    numbers = values.split(",")
+    found = values.split(",")
+    if len(set(found)) < 2 or "" in found or any(_number(value) <= 0 for value in found):
+        raise ValueError(f"--vary {asked}: write PATH=A,B,... with two different values or more; numbers above 0")
+    return path, found
+
+
+def _number(value: str) -> float:
+    """The number that is written there; 1 for a word, of which nothing is asked."""
     try:
-        fine = len({float(value) for value in numbers}) > 1 and all(float(value) > 0 for value in numbers)
+        return float(value)
     except ValueError:
-        fine = False
-    if not fine:
-        raise ValueError(f"--vary {asked}: write PATH=A,B,... with two different numbers or more, all above 0")
-    return path, numbers
+        return 1.0
 
 
 def said(name: str, taken: Bench) -> list[str]:

@@ -20,6 +20,7 @@ NAMES = {
     "weigh": "advantage",
     "update": "update",
     "step": "step",
+    "memory": "memory",
 }
 
 
@@ -41,7 +42,7 @@ def render(told: Mapping[str, Any]) -> str:
         sections = [_section("step", "A step", first)]
     else:
         what = told["vary"].rpartition(".")[2]
-        names = [f"{what} {value:g}" for value in told["values"]]
+        names = [f"{what} {value}" for value in told["values"]]
         sections = [_section(f"b{i}", name, one) for i, (name, one) in enumerate(zip(names, benches, strict=True))]
         sections.insert(0, ("growth", "Growth", _growth(told)))
     note = (
@@ -131,18 +132,23 @@ def _power(power: int) -> str:
 
 def _growth(told: Mapping[str, Any]) -> str:
     powers = ", ".join(f"{number(power)} ({esc(NAMES[name])})" for name, power in told["growth"].items())
+
+    def of(size: float) -> str:
+        return "" if told["unit"] == told["vary"] else f": {size:,.0f} {esc(told['unit'])}"
+
     rows = "".join(
-        f'<tr><th scope="row">{value:g}</th>'
+        f'<tr><th scope="row">{esc(value)}{of(size)}</th>'
         + "".join(
             f'<td class="n">{number(one["stages"][stage][told["clock"]])}</td>' for stage in ("draw", "update", "step")
         )
         + f'<td class="n">{number(one["memory"] / 1e9)}</td></tr>'
-        for value, one in zip(told["values"], told["benches"], strict=True)
+        for value, size, one in zip(told["values"], told["sizes"], told["benches"], strict=True)
     )
     clock = "Seconds of all cores" if told["clock"] == "cpu_seconds" else "Seconds"
     heads = _heads((esc(told["vary"]), "seconds drawing", "updating", "a step", "GB"))
     return (
-        f"<h2>Growth</h2><p>{clock} grow as {esc(told['vary'])} to the power of {powers}; 1 is in proportion.</p>"
+        f"<h2>Growth</h2><p>{clock} and bytes grow as {esc(told['unit'])} to the power of {powers}; "
+        "1 is in proportion.</p>"
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
