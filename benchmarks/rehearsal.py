@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 RECIPES = ("scenes/ar_grpo", "scenes/flow_grpo", "scenes/mixgrpo", "scenes/awm", "scenes/ddpo", "scenes/draft")
 
@@ -49,18 +50,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipe", nargs="?", default="")
     parser.add_argument("changes", nargs="*")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
     known = parser.parse_intermixed_args()
+    found = {}
     for name in [known.recipe] if known.recipe else RECIPES:
         rounds = [
             (told(REHEARSED, name, known.changes), told(MEASURED, name, known.changes)) for _ in range(known.rounds)
         ]
-        words = []
+        words, found[name] = [], {}
         for what, unit, size in (("seconds", "s", 1.0), ("memory", "GB", 1e9)):
             ratio = statistics.median(ours[what] / theirs[what] for ours, theirs in rounds)
             ours, theirs = (statistics.median(pair[i][what] for pair in rounds) / size for i in (0, 1))
+            found[name][what] = {"said": ours, "measured": theirs, "ratio": ratio}
             words.append(f"{what} {ours:.2f} {unit} for {theirs:.2f}: {ratio:.3f}")
         print(f"{name}: {'; '.join(words)} (medians of {known.rounds})", flush=True)
+    if known.json:
+        settings = {"rounds": known.rounds, "changes": known.changes, "threads": 1}
+        known.json.write_text(json.dumps({**settings, "found": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
