@@ -179,6 +179,8 @@ NAMED: Mapping[str, Callable[[], Recipe]] = {
     "nft": lambda: sd3(objective=DiffusionNFT(), optim=replace(GENTLE, micro=3)),
     "lora": lambda: sd3(lora=Lora(rank=2, alpha=4), objective=StepClip(kl=0.1)),
     "uneven": lambda: sd3(reward=Bright(steps=300), flat_groups="drop", optim=replace(GENTLE, micro=1)),
+    "lasting": lambda: replace(sd3(objective=StepClip()), steps=500),
+    "sd3_fails": lambda: sd3(objective=StepClip(), reward=Bright(fails=0)),
     "benched": flow,
     "peeks": lambda: raster(advantage=Peeks()),
     "fails": lambda: raster(reward=Bright(fails=1)),

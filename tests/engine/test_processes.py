@@ -214,6 +214,15 @@ def test_one_killed_process_ends_the_run_and_it_goes_on(run: Several) -> None:
     assert apart(run.done("everything", 1, "unbroken"), folder) < CLOSE
 
 
+def test_one_killed_process_of_divided_weights_is_a_sentence(run: Several) -> None:
+    """The other is in the middle of a pass, in which torch waits by itself."""
+    folder = run.begin("lasting+shard", 2, "killed in a pass")
+    wait_for(folder, 2)
+    os.kill(second(folder), signal.SIGKILL)
+    assert run.ended() == [2, -signal.SIGKILL]
+    assert "lost the others" in run.said(folder) and "Traceback" not in run.said(folder)
+
+
 def test_accelerate_launch_starts_the_same_run(run: Several, tmp_path: Path) -> None:
     status, said = several.done(several.start("raster", tmp_path / "launched", 2, several.ACCELERATE))
     assert status == 0, said

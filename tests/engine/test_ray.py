@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import several
+import tiny_diffusers
 import torch
 from ray_toys import Mortal, Tells
 from runs_apart import CLOSE, apart
@@ -143,6 +145,16 @@ def test_learners_end_with_the_sentence_of_one_of_them(tmp_path: Path):
     with pytest.raises(ValueError, match="process 1 of 2 has failed: reward: the reward failed at step 2: KeyError"):
         train_on_ray(there, tmp_path / "run", False)
     assert not json.loads((tmp_path / "run" / "environment.json").read_text())["resumed"]
+
+
+def test_learners_of_divided_weights_end_with_a_sentence_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The others are in the middle of a pass and hear nothing: they are ended, and not waited for."""
+    monkeypatch.setenv("TINY_SD3", tiny_diffusers.sd3(tmp_path / "tiny").weights)
+    there = replace(several.NAMED["sd3_fails"](), shard=True, learners=Learners(2, restarts=0))
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="0 times: reward: the reward failed at step 1: KeyError"):
+        train_on_ray(there, tmp_path / "run", False)
+    assert time.monotonic() - began < 180
 
 
 def test_a_folder_that_holds_a_run_is_refused_before_learners_start(tmp_path: Path):

@@ -75,8 +75,10 @@ def train_on_ray(recipe: Recipe, folder: Path, resume: bool, warnings: Sequence[
     except SystemExit:  # what Ray Train makes of Ctrl-C
         raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as problem:
+        failed = getattr(problem, "worker_failures", {}).values()
+        why = "; ".join(dict.fromkeys(reason(one) for one in failed)) or reason(problem)
         raise ValueError(
-            f"the learners could not be started, or died once more than {size.restarts} times: {reason(problem)}. "
+            f"the learners could not be started, or died once more than {size.restarts} times: {why}. "
             "The last checkpoint is whole; resume the run to go on from there"
         ) from problem
     finally:

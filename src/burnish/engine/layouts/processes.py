@@ -143,6 +143,8 @@ class Company(Ranks):
         except Lost:
             raise
         except (Exception, KeyboardInterrupt) as problem:
+            if self.divides and _of_passing(problem):  # in the middle of a pass, which waits for the others by itself
+                raise self._lost() from problem
             self._tell(problem)
             raise
 
@@ -176,10 +178,21 @@ class Company(Ranks):
             with lap("wait"):
                 call()
         except RuntimeError as problem:  # all that torch.distributed raises is one
-            raise Lost(
-                f"process {self.number} of {self.count} lost the others: one of them ended, or did not answer for "
-                f"{PATIENCE.seconds // 60} minutes. The last checkpoint is whole; resume the run to go on from there"
-            ) from problem
+            raise self._lost() from problem
+
+    def _lost(self) -> Lost:
+        return Lost(
+            f"process {self.number} of {self.count} lost the others: one of them ended, or did not answer for "
+            f"{PATIENCE.seconds // 60} minutes. The last checkpoint is whole; resume the run to go on from there"
+        )
+
+
+def _of_passing(problem: BaseException) -> bool:
+    """Whether what sums and gathers tensors has failed. gloo raises plain errors."""
+    told = str(problem).lower()
+    return isinstance(problem, dist.DistError) or (
+        isinstance(problem, RuntimeError) and any(word in told for word in ("gloo", "nccl", "connection closed"))
+    )
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
