@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import shutil
@@ -128,6 +129,49 @@ def test_a_run_goes_on_though_its_recipe_is_older_than_a_setting(
     (folder / "recipe.yaml").write_text(older.replace("  epochs: 1", "  epochs: 2"))
     with pytest.raises(ValueError, match="was started with optim: "):
         run(recipe(measures=measures), folder, resume=True)
+
+
+class Heard(Reporter):
+    """A reporter whose words are kept."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, quiet=True)
+        self.said: list[str] = []
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_more_steps_under_a_schedule_are_another_run(tmp_path: Path, schedule: str) -> None:
+    optim = Optim(lr=0.03, schedule=schedule)
+    run(recipe(steps=2, optim=optim), tmp_path / "longer")
+    told = json.loads((tmp_path / "longer" / "timeline.json").read_text())
+    assert told["step"] == 2
+    again = Heard(tmp_path / "longer")
+    train(recipe(steps=2, optim=optim), tmp_path / "longer", True, again)
+    assert json.loads((tmp_path / "longer" / "timeline.json").read_text()) == told  # nothing was left to do
+    longer = Heard(tmp_path / "longer")
+    train(recipe(steps=4, optim=optim), tmp_path / "longer", True, longer)
+    run(recipe(steps=4, optim=optim), tmp_path / "straight")
+    same = lines(tmp_path / "longer")[3:] == lines(tmp_path / "straight")[3:]
+    warned = any("now falls towards step 4, and did towards 2" in sentence for sentence in longer.said)
+    assert same == (schedule == "constant") and warned == (schedule == "cosine")
+    assert not any("falls towards" in sentence for sentence in again.said)
+
+
+def test_a_disk_that_is_full_for_the_reporter_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard meets it while it writes, and once more when it is closed."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("add_scalar", "close"):
+        monkeypatch.setattr(f"torch.utils.tensorboard.SummaryWriter.{name}", full)
+    with pytest.raises(ValueError, match=r"No space left on device. Free some space and resume the run"):
+        run(recipe(steps=2), tmp_path / "full")
+    monkeypatch.undo()
+    assert run(recipe(steps=2), tmp_path / "full", resume=True)[-1]["step"] == 2
 
 
 def test_a_run_is_neither_overwritten_nor_mixed(finished: tuple[Path, list[dict]], tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def test_asked_to_stop(run: Runner, whole: Path, tmp_path: Path, number: int, co
     assert run(folder, then=after(folder, 5, number)) == code
     stopped = checkpoint.read(checkpoint.latest(folder)).step
     assert stopped == lines(folder)[-1]["step"] >= 5, "a checkpoint of the step that was under way"
+    assert json.loads((folder / "timeline.json").read_text())["step"] == stopped
     assert run(folder, True) == 0
     same(folder, whole)
 

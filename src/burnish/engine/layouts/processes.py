@@ -84,14 +84,13 @@ class Processes:
             dist.destroy_process_group()
 
     def _device(self, name: str) -> torch.device:
-        device = device_of(name)
-        if device.type != "cuda":
-            return device
-        if ":" in name:
+        if name.startswith("cuda:"):
             raise ValueError(f"device: {name!r} is one for several processes; 'cuda' or 'auto' gives each its own")
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-        return device
+        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available() and name in ("auto", "cuda"):
+            torch.cuda.set_device(own)  # before anything is looked for: "cuda" would be the first one, in every process
+        device = device_of(name)
+        return own if device.type == "cuda" else device
 
 
 def _divide(kind: str, policy: Policy) -> None:
