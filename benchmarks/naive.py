@@ -79,13 +79,15 @@ class NaiveLoop:
         return probability.topk(1, -1).indices.squeeze(-1), probability, logits
 
 
-def learn(model: GPT, prefix: Tensor, visible: Tensor, ids: Tensor, advantage: Tensor, beta: float) -> Tensor:
-    """The gradient of GRPO's loss with a divergence from the reference, which here has the same weights: the loss.
+def learn(
+    model: GPT, prefix: Tensor, visible: Tensor, ids: Tensor, advantage: Tensor, beta: float, apart: float
+) -> Tensor:
+    """The gradient of GRPO's loss, with a divergence from a reference of the same weights, `apart` nats away: the loss.
 
     prefix, visible  embedded slots (b, t, dim) of each image's prompt, and which hold one
     """
     with torch.no_grad():
-        reference = _logp(model, prefix.detach(), visible, ids)[0]
+        reference = _logp(model, prefix.detach(), visible, ids)[0] + apart
     logp, entropy = _logp(model, prefix, visible, ids)
     away = reference - logp
     loss = (beta * (away.exp() - away - 1) - (logp - logp.detach()).exp() * advantage[:, None]).mean()

@@ -3,7 +3,7 @@
     python benchmarks/processes.py                                    # the world's flow and raster model, 5 rounds
     python benchmarks/processes.py scenes/flow_grpo --count 2 --json FILE
 
-Each process has one thread and a core of its own (taskset); what is drawn in a step is the same in all. The share of
+As many cores as processes (taskset), and one thread in each; what is drawn in a step is the same in all. The share of
 the ideal is seconds of one process over count times the seconds of several, for the whole step and for its stages.
 Needs cores that nothing else uses: a process waits for the other at the end of each stage.
 """
@@ -65,6 +65,7 @@ def main() -> None:
             for stage in STAGES
         }
         found[name] = {
+            "changes": changes,
             "seconds": {
                 count: round(statistics.median(pair[i]["step"]["seconds"] for pair in rounds), 3)
                 for i, count in enumerate((1, known.count))
@@ -74,7 +75,7 @@ def main() -> None:
         }
         print(f"{name}: {json.dumps(found[name])}", flush=True)
     if known.json:
-        settings = {"count": known.count, "rounds": known.rounds, "steps": known.steps, "changes": known.changes}
+        settings = {"count": known.count, "rounds": known.rounds, "steps": known.steps}
         known.json.write_text(json.dumps({**settings, "found": found}, indent=1) + "\n")
 
 

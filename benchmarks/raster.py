@@ -37,6 +37,7 @@ TINY = GPTConfig(dim=64, layers=2, heads=2, vocabulary=256, classes=10)
 ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::matmul", "aten::_int_mm")
 BETA = 0.01  # of the divergence, as in AR-GRPO
+APART = 0.1  # nats that the reference is away, so that the divergence has a gradient
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ def measure_step(policy: LlamaGenPolicy, prompts: tuple[Prompt, ...], setting: S
         for part in torch.arange(len(prompts)).split(setting.update_images):
             some = take(rollout, part)
             with torch.no_grad():
-                reference = policy.logp(some)
+                reference = policy.logp(some) + APART
             logp = policy.logp(some)
             away = reference - logp
             gain = (logp - logp.detach()).exp() * advantage[part, None]
@@ -282,12 +283,13 @@ def measure_step(policy: LlamaGenPolicy, prompts: tuple[Prompt, ...], setting: S
         for part in torch.arange(len(prompts)).split(setting.update_images):
             prefix, visible = slots(policy, tuple(prompts[i] for i in part.tolist()))
             half = len(part)
-            learn(policy.gpt, prefix[:half], visible[:half], ids[part], advantage[part] * half / len(prompts), BETA)
+            share = half / len(prompts)
+            learn(policy.gpt, prefix[:half], visible[:half], ids[part], share * advantage[part], share * BETA, APART)
 
     def gradient(step: Callable[[], None]) -> Tensor:
         policy.gpt.zero_grad(set_to_none=True)
         step()
-        return policy.gpt.layers[0].attention.wqkv.weight.grad.clone()
+        return torch.cat([weight.grad.flatten() for weight in policy.gpt.parameters() if weight.grad is not None])
 
     one, other = gradient(lambda: ours(policy)), gradient(theirs)
     apart = float((one - other).norm() / other.norm())

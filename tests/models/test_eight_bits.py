@@ -1,5 +1,10 @@
 """Products of eight-bit numbers: by hand, within their bound, and row by row."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -51,3 +56,21 @@ def test_only_linear_layers_of_the_part_are_rounded():
     copy = in_eight_bits(model, "body")
     assert isinstance(copy["body"][0], Int8Linear) and isinstance(model["body"][0], nn.Linear)
     assert copy["head"].weight is model["head"].weight and copy["body"][1].weight is model["body"][1].weight
+
+
+def test_sums_are_whole_without_the_processors_own():
+    """oneDNN held to AVX2 adds pairs in 16 bits and cuts them off: products are then made otherwise, and the same."""
+    code = (
+        "import torch; from burnish.models.eight_bits import Int8Linear, _sums_are_whole;"
+        "torch.manual_seed(0); layer = Int8Linear(torch.rand(8, 3000));"
+        "print(_sums_are_whole(torch.device('cpu')), layer(torch.rand(3, 3000)).sum(dtype=torch.float64).item())"
+    )
+    told = []
+    for kept in ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, {}):
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **kept}, capture_output=True, text=True, check=True
+        )
+        told.append(ran.stdout.split())
+    assert told[0][1] == told[1][1]
+    if platform.machine() == "x86_64":
+        assert told[0][0] == "False"

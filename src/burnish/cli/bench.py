@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -102,9 +103,10 @@ def _grown(sizes: list[float], unit: str, found: list[Bench]) -> dict[str, Any]:
 
     clock = "cpu_seconds" if found[0].device == "cpu" else "seconds"  # what else runs here does not count
     costs = {name: [getattr(taken.stages[name], clock) for taken in found] for name in ("draw", "update")}
-    powers = {name: growth(sizes, cost) for name, cost in {**costs, "memory": [one.memory for one in found]}.items()}
+    costs |= {"memory": [one.memory for one in found]} if all(one.memory > 0 for one in found) else {}
+    powers = {name: growth(sizes, cost) for name, cost in costs.items()}
     told = ", ".join(f"{power:.2f} ({name})" for name, power in powers.items())
-    print(f"{clock.replace('_', ' ')} and memory grow as {unit} to the power of {told}")
+    print(f"{clock.replace('_', ' ')} grow as {unit} to the power of {told}")
     return {"sizes": sizes, "unit": unit, "clock": clock, "growth": powers}
 
 
@@ -118,30 +120,25 @@ def _sizes(path: str, values: list[str], known: list[Footprint | None]) -> tuple
         if len(sizes) == len(values) == len(set(sizes)):
             return sizes, unit
     try:
-        return [float(value) for value in values], path
+        sizes = [float(value) for value in values]
     except ValueError:
         raise ValueError(
             f"--vary {path}: its values are no numbers, and change no size that the policy tells"
         ) from None
+    if len(set(sizes)) < len(sizes) or not all(0 < size < math.inf for size in sizes):
+        raise ValueError(f"--vary {path}: write numbers that differ, all above 0, not {', '.join(values)}")
+    return sizes, path
 
 
 def _varied(asked: str) -> tuple[str, list[str]]:
-    """Path and values of --vary. Raises ValueError for fewer than two of them, and for numbers that are not above 0."""
+    """Path and values of --vary. Raises ValueError for fewer than two of them."""
     if not asked:
         return "", [""]
     path, _, values = asked.partition("=")
     found = values.split(",")
-    if len(set(found)) < 2 or "" in found or any(_number(value) <= 0 for value in found):
-        raise ValueError(f"--vary {asked}: write PATH=A,B,... with two different values or more; numbers above 0")
+    if len(set(found)) < 2 or "" in found:
+        raise ValueError(f"--vary {asked}: write PATH=A,B,... with two different values or more")
     return path, found
-
-
-def _number(value: str) -> float:
-    """The number that is written there; 1 for a word, of which nothing is asked."""
-    try:
-        return float(value)
-    except ValueError:
-        return 1.0
 
 
 def said(name: str, taken: Bench) -> list[str]:

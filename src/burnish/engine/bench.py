@@ -1,7 +1,7 @@
 """What a step of a recipe costs here, beside what the machine can do: `burnish bench`.
 
 Steps are those of a run, by the run's own code, with nothing written down. The first one warms up, some are timed, and
-of those that were drawn by different plans one each is made again and counted, operation by operation.
+for each plan that they were drawn by one more is counted, operation by operation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from burnish.engine.interruption import Interruption
 from burnish.engine.layouts.chosen import layout
-from burnish.engine.layouts.local import Place, device_of
+from burnish.engine.layouts.local import Place
 from burnish.engine.loop import Run
 from burnish.engine.reporter import Nowhere
 from burnish.laps import recorded
@@ -32,6 +32,7 @@ from burnish.models.sharding import local
 from burnish.recipe.recipe import Recipe
 from burnish.types import Plan
 
+NEAR = 64  # steps in which a plan is looked for again
 Clocked = dict[str, dict[str, float]]  # of each stage, what each clock counted
 STAGES = ("draw", "decode", "score", "weigh", "update")  # decoding is within drawing
 WHOLE = ("draw", "score", "weigh", "update")
@@ -59,7 +60,7 @@ class Bench:
     stages: Mapping[str, Stage]  # and "step", which is drawing, scoring, weighing and updating
     evaluations: float  # of a denoiser's network, a step; 0 of a raster model
     memory: int  # bytes: the most that was held, of the process that held most, less what was held before it loaded
-    arithmetic: str  # type of the numbers in most of its matrix products
+    arithmetic: str  # type of the numbers in most of its matrix products; of whole numbers none is told, nor their rate
     matrix_rate: float  # operations a second of the best matrix products here, of all processes together
     memory_rate: float  # bytes a second of copying
 
@@ -149,7 +150,7 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
     """
     recipe = replace(recipe, steps=steps + 1)
     with layout() as chosen:
-        before = held(device_of(recipe.device))
+        before = held(chosen.device(recipe.device))
         place = chosen.build(recipe)
         run = Run(recipe, Path(), Nowhere(), Interruption())
         one_step(run, place, 1, {})
@@ -165,7 +166,7 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
             for step in numbers:
                 plan = recipe.source.plan_at(step)
                 if all(plan != known for known, _ in counted):
-                    counted.append((plan, one_step(alone, place, step, clocks)[0]))
+                    counted.append((plan, one_step(alone, place, _another(recipe, plan, step, steps), clocks)[0]))
         did = [next(done for plan, done in counted if plan == recipe.source.plan_at(step)) for step in numbers]
         mine = [{name: laps[name] | done[name] for name in STAGES} for (laps, _), done in zip(timed, did, strict=True)]
         floating = [dtype for dtype in work.by_type if dtype.is_floating_point]
@@ -207,6 +208,12 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
         matrix_rate=sum(rate for rate, _ in rates),
         memory_rate=sum(rate for _, rate in rates),
     )
+
+
+def _another(recipe: Recipe, plan: Plan, step: int, timed: int) -> int:
+    """A step of this plan that was not made yet, whose prompts are in no cache; the step itself, if none is near."""
+    later = range(timed + 2, timed + 2 + NEAR)
+    return next((number for number in later if recipe.source.plan_at(number) == plan), step)
 
 
 def one_step(

@@ -11,11 +11,12 @@ other pictures of the same law.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
@@ -37,8 +38,24 @@ class Int8Linear(nn.Module):
         rows = len(levels)
         if x.is_cuda and rows < LEAST_ROWS:
             levels = F.pad(levels, (0, 0, 0, LEAST_ROWS - rows))
-        sums = torch._int_mm(levels, self.levels)[:rows]
+        sums = _product(levels, self.levels)[:rows]
         return (sums * scale * self.scale.t()).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def _product(a: Int8[Tensor, "m k"], b: Int8[Tensor, "k n"]) -> Tensor:
+    """Sums of products of whole numbers, exact. Where the processor's own would be cut off, slowly, in float32."""
+    if _sums_are_whole(a.device):
+        return torch.ops.aten._int_mm(a, b)
+    with torch.autocast(a.device.type, enabled=False):  # 1024 x 127^2 is below 2^24
+        parts = (x.float() @ y.float() for x, y in zip(a.split(1024, 1), b.split(1024), strict=True))
+        return sum((part.to(torch.int32) for part in parts), torch.zeros((), dtype=torch.int32, device=a.device))
+
+
+@lru_cache(maxsize=8)
+def _sums_are_whole(device: torch.device) -> bool:
+    """Whether eight-bit products keep their sums: processors without VNNI add pairs in 16 bits, and cut them off."""
+    most = torch.full((32, 64), LEVELS, dtype=torch.int8, device=device)
+    return bool((torch.ops.aten._int_mm(most, most.t()) == 64 * LEVELS**2).all())
 
 
 def rounded(x: Float[Tensor, "rows columns"]) -> tuple[Tensor, Float[Tensor, "rows 1"]]:
@@ -61,8 +78,8 @@ def in_eight_bits(model: M, part: str) -> M:
     return copy
 
 
-def _weight(layer: nn.Module) -> Tensor | None:
-    """The weights of a linear layer, and None of any other."""
+def _weight(layer: Any) -> Tensor | None:
+    """The weights of a linear layer, adapted or not, and None of any other."""
     if not isinstance(base := getattr(layer, "base_layer", layer), nn.Linear):
         return None
     assert base.bias is None, "a layer with a bias"

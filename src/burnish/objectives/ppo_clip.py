@@ -22,7 +22,7 @@ class PPOClip(Objective[Policy]):
         AR-GRPO  aggregation local, anchor recomputed, one update a rollout, kl 0.1 (class), 1.0 (text), law conditional
 
     Metrics:
-        ratio_mean    mean ratio to the anchor; 1 before the first update
+        ratio_mean    mean ratio to the anchor; 1 before the first update, where what is trained is what drew
         clipped       share of decisions whose gradient the clip stops
         clipped_low   share stopped at 1 - clip, where the advantage is negative
         clipped_high  share stopped at 1 + clip_high, where the advantage is positive

@@ -45,9 +45,13 @@ class Local:
 
     ranks: Ranks = Alone()
 
+    def device(self, name: str) -> torch.device:
+        """The device of that name here. Raises ValueError for one that is absent."""
+        return device_of(name)
+
     def build(self, recipe: Recipe) -> Place:
         """Load everything a recipe names. Raises ValueError for weights that do not fit."""
-        return built(recipe, device_of(recipe.device), self.ranks)
+        return built(recipe, self.device(recipe.device), self.ranks)
 
 
 Divide = Callable[[Policy], None]

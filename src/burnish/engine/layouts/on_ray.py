@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from burnish.crew import Luggage, connected, reason, same_signals
-from burnish.engine.layouts.processes import PATIENCE, Heard, Lost, backend
+from burnish.engine.layouts.processes import PATIENCE, Heard, Lost, Untold, backend
 from burnish.engine.loop import refuse, train
 from burnish.engine.reporter import Reporter
 from burnish.recipe.encode import encode
@@ -96,7 +96,10 @@ def _gpus(recipe: Recipe, there: float) -> float:
 
 
 def learn(config: dict[str, Any]) -> str:
-    """One learner. Returns the sentence it ended with, if it ended with one: starting it again would change nothing."""
+    """One learner. Returns the sentence it ended with, if it ended with one: starting it again would change nothing.
+
+    Raises Untold where the others would wait for it: of divided weights, once there are any.
+    """
     asked: Asked = config["asked"].opened()
     sys.argv = list(asked.command)
     again = asked.resume or (asked.folder / "recipe.yaml").exists()
@@ -104,10 +107,8 @@ def learn(config: dict[str, Any]) -> str:
         train(asked.recipe, asked.folder, again, Reporter(asked.folder, warnings=asked.warnings))
     except Heard as problem:
         return str(problem)
-    except Lost:
+    except (Lost, Untold):
         raise
     except ValueError as problem:
-        if asked.recipe.shard:
-            raise  # the others may be in the middle of a pass, and would wait for this one
         return str(problem)
     return ""

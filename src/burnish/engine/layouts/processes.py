@@ -58,6 +58,10 @@ class Heard(Lost):
     """Another process has said the sentence that it ended with."""
 
 
+class Untold(ValueError):
+    """What ended this process, while the others may be in the middle of a pass and hear nothing."""
+
+
 class Processes:
     """The layout of as many processes as WORLD_SIZE says, of which this is RANK."""
 
@@ -69,21 +73,23 @@ class Processes:
 
     def build(self, recipe: Recipe) -> Place:
         """Load everything a recipe names, in every process. Raises ValueError for weights that do not fit."""
-        device = self.ranks.device = self._device(recipe.device)
+        device = self.ranks.device = self.device(recipe.device)
         if not recipe.shard:
             return built(recipe, device, self.ranks)
         if recipe.flat_groups == "refill":
             raise ValueError("shard: flat_groups: refill draws more in one process than in another; keep or drop them")
         if not recipe.objective.needs().even:
             raise ValueError("shard: this objective makes passes for some samples alone, and not in all processes")
+        place = built(recipe, device, self.ranks, partial(_divide, device.type))
         self.ranks.divides = True
-        return built(recipe, device, self.ranks, partial(_divide, device.type))
+        return place
 
     def close(self) -> None:
         if self._opened:
             dist.destroy_process_group()
 
-    def _device(self, name: str) -> torch.device:
+    def device(self, name: str) -> torch.device:
+        """The device of that name, of which each process has its own. Raises ValueError for one that is absent."""
         if name.startswith("cuda:"):
             raise ValueError(f"device: {name!r} is one for several processes; 'cuda' or 'auto' gives each its own")
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -142,15 +148,18 @@ class Company(Ranks):
         except Lost:
             raise
         except (Exception, KeyboardInterrupt) as problem:
-            if self.divides and _of_passing(problem):  # in the middle of a pass, which waits for the others by itself
-                raise self._lost() from problem
-            self._tell(problem)
+            if not self.divides:
+                self._tell(problem)
+                raise
+            # They may be in the middle of a pass, which waits by itself: torchrun, or Ray, ends them.
+            if _of_passing(problem):
+                raise self._lost(f" ({str(problem).splitlines()[0]})") from problem
+            if isinstance(problem, ValueError):
+                raise Untold(str(problem)) from problem
             raise
 
     def _tell(self, problem: BaseException) -> None:
         """Say how this process ended. The others hear it at the next thing that they tell one another."""
-        if self.divides:
-            return  # they may be in the middle of a pass: torchrun ends them
         said = str(problem) if isinstance(problem, ValueError) else f"{type(problem).__name__}: {problem}"
         with suppress(Lost):  # the others have failed as well, or are gone; what is raised here is what happened here
             self._all(_Said(None, said))
@@ -179,10 +188,10 @@ class Company(Ranks):
         except RuntimeError as problem:  # all that torch.distributed raises is one
             raise self._lost() from problem
 
-    def _lost(self) -> Lost:
+    def _lost(self, why: str = "") -> Lost:
         return Lost(
             f"process {self.number} of {self.count} lost the others: one of them ended, or did not answer for "
-            f"{PATIENCE.seconds // 60} minutes. The last checkpoint is whole; resume the run to go on from there"
+            f"{PATIENCE.seconds // 60} minutes{why}. The last checkpoint is whole; resume the run to go on from there"
         )
 
 
