@@ -9,12 +9,14 @@ update asks about, the reference's and older weights' too. A first run of one st
 differ so much that a run spends a tenth more or less than it should, it is made again. Seconds are of the processor, in
 drawing, scoring and updating, without loading and evaluations. Other work on the machine makes them more (caches are
 shared), so an evaluation takes what it took in the quickest of a recipe's runs.
-What a run came to is kept in docs/evidence/scoreboard.json: a table can be gone on with on another machine.
+What a run came to is kept in docs/evidence/scoreboard.json, with a digest of its recipe: a table can be gone on with on
+another machine, and a run of a recipe that has changed since is made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -77,8 +79,8 @@ def cost(name: str, threads: int) -> float:
 
 def run(name: str, seed: int, budget: float, threads: int) -> None:
     """A run of the whole budget, and what it came to."""
-    key = f"{name}/{seed}"
-    if key in read_kept():
+    key, recipe = f"{name}/{seed}", digest(name)
+    if (known := read_kept().get(key)) and known.get("recipe", recipe) == recipe:
         return
     each, made = cost(name, threads), set[int]()
     while (steps := max(3, round(budget / each))) not in made and len(made) < TRIES:
@@ -91,10 +93,18 @@ def run(name: str, seed: int, budget: float, threads: int) -> None:
         each = found["curve"][-1]["evaluations"] / steps
         if abs(steps * each / budget - 1) < NEAR:
             break
-    found |= {"memory": round(memory), "distance": round(distance(folder, name), 4)}
+    found |= {"memory": round(memory), "distance": round(distance(folder, name), 4), "recipe": recipe}
     with LOCK:
         keep({**read_kept(), key: found})
     print(f"{key}: {found['curve'][0]['verified']:.3f} -> {found['curve'][-1]['verified']:.3f}", flush=True)
+
+
+def digest(name: str) -> str:
+    """Of everything that the recipe says, its bases too."""
+    from burnish.recipe.encode import encode
+    from burnish.recipe.read import as_yaml, read
+
+    return hashlib.sha256(as_yaml(encode(read(name))).encode()).hexdigest()[:12]
 
 
 def keep(runs: dict[str, Any]) -> None:
@@ -147,10 +157,11 @@ def distance(folder: Path, name: str, count: int = 64, steps: int = 8) -> float:
 
     from burnish.cli.runs import open_model
     from burnish.formulas.noise import Noise
-    from burnish.worlds.scenes.grammar import heldout
+    from burnish.worlds.scenes import grammar, moving
 
     base, tuned = open_model(name).policy, open_model(str(folder)).policy
-    prompts, noise = heldout(count, 0), Noise(0, 0, tuple(range(count)), "distance")
+    world = moving if len(base.network.shape) == 4 else grammar
+    prompts, noise = world.heldout(count, 0), Noise(0, 0, tuple(range(count)), "distance")
     times = base.times(steps)
     x = base.network.start(noise.normal(base.network.shape, "start"), steps)
     far = size = 0.0
