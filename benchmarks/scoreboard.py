@@ -93,8 +93,8 @@ def run(name: str, seed: int, budget: float, threads: int) -> None:
         each = found["curve"][-1]["evaluations"] / steps
         if abs(steps * each / budget - 1) < NEAR:
             break
-    found |= {"memory": round(memory), "distance": round(distance(folder, name), 4), "recipe": recipe}
-    with LOCK:
+    with LOCK:  # transformers reads weights in one thread at a time
+        found |= {"memory": round(memory), "distance": round(distance(folder, name), 4), "recipe": recipe}
         keep({**read_kept(), key: found})
     print(f"{key}: {found['curve'][0]['verified']:.3f} -> {found['curve'][-1]['verified']:.3f}", flush=True)
 
