@@ -255,9 +255,7 @@ def test_growth_with_the_size_of_the_model(tmp_path: Path, capsys: pytest.Captur
     assert grown["sizes"][1] > 1.5 * grown["sizes"][0] and set(grown["growth"]) == {"draw", "update", "memory"}
 
 
-@pytest.mark.parametrize(
-    "vary", ["steps", "steps=1", "steps=1,1", "steps=1,", "steps=0,1", "optim.lr=1,1.0"]
-)
+@pytest.mark.parametrize("vary", ["steps", "steps=1", "steps=1,1", "steps=1,", "steps=0,1", "optim.lr=1,1.0"])
 def test_what_cannot_be_varied(vary: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         main(["bench", "scenes/ar_grpo", "--vary", vary])

@@ -19,7 +19,12 @@ from burnish.cli.check import check
 from burnish.core import Advantage, Denoiser, Needs, Objective, Scorer
 from burnish.engine import rehearsal
 from burnish.engine.bench import bench
+from burnish.engine.interruption import Interruption
+from burnish.engine.layouts.local import Local
+from burnish.engine.loop import Run
 from burnish.engine.rehearsal import TIMES, Kind, Passes, Shaken, rehearse
+from burnish.engine.reporter import Nowhere
+from burnish.laps import recorded
 from burnish.objectives.diffusion_nft import DiffusionNFT
 from burnish.objectives.gardo import GARDO
 from burnish.objectives.reward_gradient import RewardGradient
@@ -67,9 +72,13 @@ ASKED: Mapping[str, Callable[[], Recipe]] = {
 @pytest.mark.parametrize("name", ASKED)
 def test_it_asks_the_network_as_often_as_a_step(name: str):
     """The third step of each."""
-    found, taken = rehearse(ASKED[name]()), bench(ASKED[name](), steps=1)
-    assert taken is not None
-    assert sum(count * kind.rows for kind, (count, _) in found.passes.items()) == taken.evaluations > 0
+    found, whole = rehearse(ASKED[name]()), ASKED[name]()
+    place, run = Local().build(whole), Run(whole, Path(), Nowhere(), Interruption())
+    for step in (1, 2, 3):
+        with recorded() as laps:
+            metrics = run.learn(place, step, laps)[2]
+    made = metrics["update/evaluations"] + metrics.get("draw/evaluations", 0.0)
+    assert sum(count * kind.rows for kind, (count, _) in found.passes.items()) == made > 0
     assert any(kind.gradient for kind in found.passes)
     if name == "gardo":
         assert {(3, True), (3, False)} < {(kind.rows, kind.gradient) for kind in found.passes}, "a sample is held"

@@ -16,7 +16,7 @@ from burnish.types import Batch, Loss
 
 @dataclass(frozen=True)
 class RewardWeighted(Objective[Denoiser]):
-    """sum of w |target - its prediction|^2 / sum of w over all samples of an update. Imitates.
+    """sum of w |target - its prediction|^2 / sum of w over all samples of an update. Imitates: it needs no advantage.
 
         soft    w = exp(temperature x A): softmax over the batch (RWR of DDPO, arXiv:2305.13301; Flow-RWR)
         above   w = 1 where A > threshold (the sparse RWR of DDPO; lower quantiles are dropped)
