@@ -81,9 +81,10 @@ class NaiveLoop:
 
 def learn(
     model: GPT, prefix: Tensor, visible: Tensor, ids: Tensor, advantage: Tensor, beta: float, apart: float
-) -> Tensor:
-    """The gradient of GRPO's loss, with a divergence from a reference of the same weights, `apart` nats away: the loss.
+) -> tuple[Tensor, Tensor]:
+    """The gradient of GRPO's loss, which is returned with the mean entropy.
 
+    apart            nats that the reference is away, which has the same weights
     prefix, visible  embedded slots (b, t, dim) of each image's prompt, and which hold one
     """
     with torch.no_grad():
@@ -92,7 +93,7 @@ def learn(
     away = reference - logp
     loss = (beta * (away.exp() - away - 1) - (logp - logp.detach()).exp() * advantage[:, None]).mean()
     loss.backward()
-    return loss.detach() + 0 * entropy
+    return loss.detach(), entropy
 
 
 def _logp(model: GPT, prefix: Tensor, visible: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

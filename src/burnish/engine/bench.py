@@ -159,18 +159,8 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
         numbers = range(2, steps + 2)
         timed = [one_step(run, place, step, clocks) for step in numbers]
         most = peak(place.device) - before
-        alone = Run(replace(recipe, overlap=False), Path(), Nowhere(), Interruption())  # other threads are not counted
-        with torch.compiler.set_stance("force_eager"), Work() as work:  # inside compiled code nothing is seen
-            clocks = {"operations": lambda: work.operations, "traffic": lambda: work.traffic}
-            counted: list[tuple[Plan, Clocked]] = []
-            for step in numbers:
-                plan = recipe.source.plan_at(step)
-                if all(plan != known for known, _ in counted):
-                    counted.append((plan, one_step(alone, place, _another(recipe, plan, step, steps), clocks)[0]))
-        did = [next(done for plan, done in counted if plan == recipe.source.plan_at(step)) for step in numbers]
+        did, dtype = _counted(recipe, place, numbers)
         mine = [{name: laps[name] | done[name] for name in STAGES} for (laps, _), done in zip(timed, did, strict=True)]
-        floating = [dtype for dtype in work.by_type if dtype.is_floating_point]
-        dtype = max(floating, key=work.by_type.__getitem__, default=torch.float32)
         place.ranks.gathered(None)  # all measure the machine together
         rates = 2 * matrix_rate(dtype, place.device), memory_rate(place.device)
         found = place.ranks.gathered((most, rates, mine))
@@ -210,10 +200,25 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
     )
 
 
-def _another(recipe: Recipe, plan: Plan, step: int, timed: int) -> int:
-    """A step of this plan that was not made yet, whose prompts are in no cache; the step itself, if none is near."""
-    later = range(timed + 2, timed + 2 + NEAR)
-    return next((number for number in later if recipe.source.plan_at(number) == plan), step)
+def _counted(recipe: Recipe, place: Place, timed: range) -> tuple[list[Clocked], torch.dtype]:
+    """Work of each of the timed steps, counted once for each plan; and the floating type of most of their products.
+
+    Counted is a step of that plan that was not made, whose prompts are in no cache; if none is near, the step itself.
+    """
+    alone = Run(replace(recipe, overlap=False), Path(), Nowhere(), Interruption())  # other threads are not counted
+    later, known, found = range(timed.stop, timed.stop + NEAR), list[tuple[Plan, Clocked]](), list[Clocked]()
+    with torch.compiler.set_stance("force_eager"), Work() as work:  # inside compiled code nothing is seen
+        clocks = {"operations": lambda: work.operations, "traffic": lambda: work.traffic}
+        for step in timed:
+            plan = recipe.source.plan_at(step)
+            did = next((did for other, did in known if other == plan), None)
+            if did is None:
+                another = next((number for number in later if recipe.source.plan_at(number) == plan), step)
+                did = one_step(alone, place, another, clocks)[0]
+                known.append((plan, did))
+            found.append(did)
+    floating = [dtype for dtype in work.by_type if dtype.is_floating_point]
+    return found, max(floating, key=work.by_type.__getitem__, default=torch.float32)
 
 
 def one_step(

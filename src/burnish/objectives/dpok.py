@@ -30,7 +30,7 @@ class DPOK(Objective[Denoiser]):
     clip: float = 1e-4  # half-width of the band outside which a step has no gradient
     reward_weight: float = 10.0  # multiplies the advantage (released: 10 in the example, 100 by default)
     kl: float = 0.01  # weight of the distance to the reference; above 0 keeps a reference copy
-    kl_form: steps.Distance = "noise"  # which distance: exact, without the step's length, of means, velocities, noises
+    kl_form: steps.Distance = "noise"  # which distance: formulas.steps.distance says them
 
     def __post_init__(self) -> None:
         if not 0 < self.clip <= 1:

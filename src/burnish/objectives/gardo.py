@@ -44,9 +44,7 @@ class GARDO(Objective[Denoiser]):
     main: str = ""  # the part that may be hacked; empty: the total
     kl: float = 0.04  # weight of the distance to the reference
     over: Literal["held", "all"] = "held"  # samples whose mean the distance is; all: the fewer are held, the weaker
-    kl_form: steps.Distance = (
-        "gaussian"  # which distance: exact, without the step's length, of means, velocities, noises
-    )
+    kl_form: steps.Distance = "gaussian"  # which distance: formulas.steps.distance says them
     rho: float = 0.1  # share of the excesses to hold, at the start
     rho_low: float = 0.02  # least it falls to
     rho_high: float = 0.2  # most it rises to

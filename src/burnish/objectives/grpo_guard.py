@@ -33,9 +33,7 @@ class GRPOGuard(Objective[Denoiser]):
     max_advantage: float = 5.0  # advantages are cut at plus and minus this
     balance: Literal["none", "length"] = "none"  # length: divides by a step's length (mean 1), as its gradient grows so
     kl: float = 0.0  # weight of the distance to the reference; above 0 keeps a reference copy
-    kl_form: steps.Distance = (
-        "gaussian"  # which distance: exact, without the step's length, of means, velocities, noises
-    )
+    kl_form: steps.Distance = "gaussian"  # which distance: formulas.steps.distance says them
 
     def __post_init__(self) -> None:
         if not 0 < self.clip <= 1:

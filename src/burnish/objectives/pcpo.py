@@ -41,9 +41,7 @@ class PCPO(Objective[Denoiser]):
     max_advantage: float = 5.0  # advantages are cut at plus and minus this
     credit: Literal["time", "noise", "none"] = "time"  # what a step's share of the log-ratio is made equal to
     kl: float = 0.0  # weight of the distance to the reference; above 0 keeps a reference copy
-    kl_form: steps.Distance = (
-        "gaussian"  # which distance: exact, without the step's length, of means, velocities, noises
-    )
+    kl_form: steps.Distance = "gaussian"  # which distance: formulas.steps.distance says them
 
     def __post_init__(self) -> None:
         if not self.clip > 0:

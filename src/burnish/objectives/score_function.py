@@ -28,9 +28,7 @@ class ScoreFunction(Objective[Denoiser]):
 
     max_advantage: float = 5.0  # advantages are cut at plus and minus this (DDPO's JAX code 10)
     kl: float = 0.0  # weight of the distance to the reference; above 0 keeps a reference copy
-    kl_form: steps.Distance = (
-        "gaussian"  # which distance: exact, without the step's length, of means, velocities, noises
-    )
+    kl_form: steps.Distance = "gaussian"  # which distance: formulas.steps.distance says them
 
     def needs(self) -> Needs:
         return Needs(copies={"reference": Copy()} if self.kl > 0 else {})

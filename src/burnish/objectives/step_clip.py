@@ -37,9 +37,7 @@ class StepClip(Objective[Denoiser]):
     max_advantage: float = 5.0  # advantages are cut at plus and minus this (DDPO's JAX code 10)
     step_weights: Literal["even", "std"] = "even"  # std: steps weigh as they are noisy, mean 1 over a plan (TempFlow)
     kl: float = 0.0  # weight of the distance to the reference; above 0 keeps a reference copy
-    kl_form: steps.Distance = (
-        "gaussian"  # which distance: exact, without the step's length, of means, velocities, noises
-    )
+    kl_form: steps.Distance = "gaussian"  # which distance: formulas.steps.distance says them
 
     def __post_init__(self) -> None:
         if not 0 < self.clip <= 1 or (self.clip_high is not None and self.clip_high <= 0):
