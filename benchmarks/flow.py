@@ -1,6 +1,7 @@
 """What a step of a flow costs (drawing and the gradient) against a plain loop, and the evaluations that plans promise.
 
     python benchmarks/flow.py                         # the world's flow: 4 prompts, groups of 8, 8 steps, one thread
+    python benchmarks/flow.py --compile               # all steps also by a compiled network: minutes more, uncounted
     python benchmarks/flow.py --steps 4 --repeats 1   # seconds
 
 plain        the loop below over the same weights: texts encoded for every sample in every step, the empty one beside
@@ -16,6 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", type=Path)
     known = parser.parse_args()
     torch.set_num_threads(known.threads)
@@ -163,6 +166,10 @@ def main() -> None:
     }
     jobs: dict[str, Callable[[], object]] = {"plain": by_plain}
     jobs |= {name: (lambda plan=plan: step(policy, prompts, plan, advantage)) for name, plan in plans.items()}
+    if known.compile:
+        quick = replace(spec, compile=True).load(torch.device("cpu"))
+        weights += [weight for _, weight in quick.parameters()]
+        jobs["all steps, compiled"] = lambda: step(quick, prompts, every, advantage)
     took = cpu_seconds(jobs, known.repeats, weights)
     told = {
         "setting": {name: value for name, value in vars(known).items() if name != "json"},

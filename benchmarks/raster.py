@@ -3,7 +3,8 @@
 python benchmarks/raster.py                          # LlamaGen-B, class and text, 8 images of 256 tokens, CPU
 python benchmarks/raster.py --size tiny --repeats 1  # seconds
 
-floor   the matrix products that this work cannot do without, by F.linear, one after another, and nothing else
+floor   the matrix products that this work cannot do without, one after another, and nothing else: those of drawing with
+        weights that lie as the processor reads them, those of learning by F.linear
 naive   the loop of benchmarks/naive.py on the same weights; its greedy tokens and its gradients must be ours
 step    drawing, the reference's log-probabilities, the policy's and the gradient; no decoding, no optimiser
 quick   blocks in eight bits while drawing, and everything else in bfloat16
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from burnish.formulas.noise import Noise
 from burnish.models.arithmetic import quick_in_bf16
+from burnish.models.linear_layers import PackedLinear
 from burnish.models.llamagen.gpt import GPT, GPTConfig, released_gpt
 from burnish.models.llamagen.vq import RELEASED_VQ, VQConfig, VQModel
 from burnish.policies.llamagen import LlamaGen, LlamaGenPolicy
@@ -35,7 +38,16 @@ from burnish.types import Prompt, TokenPlan, take
 
 TINY = GPTConfig(dim=64, layers=2, heads=2, vocabulary=256, classes=10)
 ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention")
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::matmul", "aten::_int_mm")
+PRODUCTS = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::linear",
+    "aten::matmul",
+    "aten::_int_mm",
+    "mkldnn::_linear_pointwise",
+)
 BETA = 0.01  # of the divergence, as in AR-GRPO
 APART = 0.1  # nats that the reference is away, so that the divergence has a gradient
 
@@ -119,13 +131,31 @@ def update_products(model: GPT, setting: Setting, prompts: int, chunk: int) -> P
     return prefix_products(model, prompts) + layer_products(model, rows) * 2 + head
 
 
-def run_products(products: Products, inputs: Mapping[tuple[int, int], Tensor], backward: bool, cast: bool) -> Tensor:
+def run_products(products: Products, inputs: Mapping[tuple[int, int], Tensor], cast: bool) -> Tensor:
+    """Forward and backward."""
     with torch.autocast(next(iter(inputs.values())).device.type, torch.bfloat16, enabled=cast):
         for rows, weight in products:
-            y = F.linear(inputs[rows, weight.shape[1]].requires_grad_(backward), weight)
-            if backward:
-                torch.autograd.grad(y, (inputs[rows, weight.shape[1]], weight), y.detach())
+            x = inputs[rows, weight.shape[1]].requires_grad_()
+            y = F.linear(x, weight)
+            torch.autograd.grad(y, (x, weight), y.detach())
     return y
+
+
+def laid_out(products: Products, cast: bool) -> dict[Tensor, Callable[[Tensor], Tensor]]:
+    """A product with each of the weights, in the way that is the quickest for drawing."""
+    dtype = torch.bfloat16 if cast else torch.float32
+    weights = {weight for _, weight in products}
+    if next(iter(weights)).is_cuda:
+        return {weight: partial(F.linear, weight=weight.detach().to(dtype)) for weight in weights}
+    return {weight: PackedLinear(weight, dtype) for weight in weights}
+
+
+@torch.no_grad()
+def run_forward(
+    products: Products, inputs: Mapping[tuple[int, int], Tensor], by: Mapping[Tensor, Callable[[Tensor], Tensor]]
+) -> None:
+    for rows, weight in products:
+        by[weight](inputs[rows, weight.shape[1]])
 
 
 def inputs_of(products: Products) -> dict[tuple[int, int], Tensor]:
@@ -181,11 +211,12 @@ def measure_drawing(
     products = draw_products(policy.gpt, setting, len({p.id for p in prompts}))
     inputs = inputs_of(products)
     cast = setting.precision == "bf16"
+    by = laid_out(products, cast)
     rounded = changed(policy, draw_precision="int8")
     jobs: dict[str, Callable[[], Tensor]] = {
         "draw": lambda: policy.sample(prompts, plan, noise).decisions[0].ids,
         "int8": lambda: rounded.sample(prompts, plan, noise).decisions[0].ids,
-        "floor": torch.no_grad()(lambda: run_products(products, inputs, backward=False, cast=cast)),
+        "floor": lambda: run_forward(products, inputs, by),
     }
     if setting.device == "cpu" and not cast:
         greedy = replace(plan, top_k=1)
@@ -247,7 +278,7 @@ def measure_update(
 
     products = update_products(policy.gpt, setting, len({p.id for p in rollout.prompts}), policy.spec.logp_tokens)
     inputs = inputs_of(products)
-    floor = lambda: run_products(products, inputs, backward=True, cast=setting.precision == "bf16")  # noqa: E731
+    floor = lambda: run_products(products, inputs, cast=setting.precision == "bf16")  # noqa: E731
     took = turns({"update": update, "floor": floor}, setting.repeats, policy.device)
     for name, share in shares(update, policy.device).items():
         yield f"update, share of {name}", share

@@ -26,6 +26,7 @@ from burnish.engine.bench import Bench, Stage, Work, bench, growth
 from burnish.formulas.noise import Noise
 from burnish.laps import lap, recorded
 from burnish.machine import forget_peak, held, matrix_rate, memory_rate, peak
+from burnish.models.linear_layers import PackedLinear
 from burnish.plans.all_steps import AllSteps
 from burnish.report.bench import render
 from burnish.sources.on_policy import OnPolicy
@@ -43,6 +44,16 @@ def test_a_product_by_hand():
     with Work() as work:
         (a @ b).T.reshape(2, 4)[:1].unsqueeze(0)
     assert work.traffic == FLOAT * (6 + 12 + 8) + 2 * FLOAT * 8  # a transposed matrix is copied; views are free
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is without oneDNN")
+def test_a_product_with_packed_weights_is_counted_as_any_other():
+    x, weight = torch.randn(2, 5, 3), torch.randn(4, 3)
+    layer = PackedLinear(weight, torch.float32)
+    with Work() as work:
+        layer(x)
+    assert work.by_type == {torch.float32: 2 * 2 * 5 * 3 * 4}
+    assert work.traffic == FLOAT * (2 * 5 * 3 + 4 * 3 + 2 * 5 * 4)
 
 
 def test_a_backward_pass_is_twice_the_forward_one():

@@ -10,6 +10,7 @@ from tiny_llamagen import noise, prompts, spec
 from burnish.core import Copy
 from burnish.formulas.noise import Noise
 from burnish.models.eight_bits import in_eight_bits
+from burnish.models.llamagen import static
 from burnish.models.lora import Lora
 from burnish.policies.llamagen import LlamaGenPolicy
 from burnish.types import Prompt, TokenPlan, take
@@ -178,6 +179,48 @@ def policy_with(policy: LlamaGenPolicy, guesses: int, precision: str = "fp32", *
 def test_a_number_of_guesses_that_is_none(policy):
     with pytest.raises(ValueError, match="speculative must be 0"):
         replace(policy.spec, speculative=-1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"precision": "bf16"}, {"draw_precision": "int8"}, {"lora": Lora(rank=2, alpha=4)}],
+    ids=["fp32", "bf16", "int8", "adapters"],
+)
+def test_steps_of_a_graph_draw_the_same(text, tmp_path, monkeypatch, fields):
+    """The graph is captured whole, as in a run, and called as it is: generating code for it takes minutes."""
+    graphs = torch.compile(static._step, backend="aot_eager", dynamic=False, fullgraph=True)
+    monkeypatch.setattr(static, "_compiled", lambda on_gpu: graphs)
+    p, plan = prompts(text), TokenPlan(guidance=2.0)
+    plain, quick = (spec(tmp_path, text, compile=compile, **fields).load(CPU) for compile in (False, True))
+    for each in (plain, quick):
+        torch.manual_seed(0)
+        for _, weight in each.parameters():
+            weight.data += 0.05 * torch.randn_like(weight)
+    drawn, same = (each.sample(p, plan, noise(len(p))).decisions[0] for each in (plain, quick))
+    right = (drawn.ids == same.ids).all(1)
+    assert right.float().mean() > (0.99 if not fields or "lora" in fields else 0.5)  # elsewhere last bits may decide
+    torch.testing.assert_close(same.logp[right], drawn.logp[right], atol=1e-4 if not fields else 0.1, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_cuda_graphs_draw_the_same(text, tmp_path):
+    p, plan = prompts(text), TokenPlan(guidance=2.0)
+    plain, quick = (spec(tmp_path, text, compile=c).load(torch.device("cuda")) for c in (False, True))
+    for seed in (7, 8):  # captured, and replayed
+        drawn, same = (each.sample(p, plan, noise(len(p), seed)).decisions[0] for each in (plain, quick))
+        assert (drawn.ids == same.ids).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("slots", [2, 5, 17, 257])
+def test_a_graph_attends_to_all_that_a_token_may_see(slots):
+    seen = [static.seen_of(slot, slots) for slot in range(1, slots)]
+    assert all(slot < s <= slots for slot, s in enumerate(seen, 1)) and len(set(seen)) <= static.LENGTHS
+
+
+def test_guesses_are_not_compiled(policy):
+    with pytest.raises(ValueError, match="speculative and compile"):
+        replace(policy.spec, speculative=2, compile=True)
 
 
 def test_gradient_reaches_both_branches_of_guidance(policy, text):

@@ -124,7 +124,11 @@ class Work(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
+
+
+def _packed(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * x.numel() * len(weight)
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -141,6 +145,8 @@ COUNTED = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back,
 }
+if torch.backends.mkldnn.is_available():
+    COUNTED[torch.ops.mkldnn._linear_pointwise] = _packed
 
 
 def bench(recipe: Recipe, steps: int = 5) -> Bench | None:

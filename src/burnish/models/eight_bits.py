@@ -10,16 +10,14 @@ other pictures of the same law.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from functools import lru_cache
-from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-M = TypeVar("M", bound=nn.Module)
+from burnish.models.linear_layers import M, with_linear_layers
 
 LEVELS = 127
 LEAST_ROWS = 17  # of a product that CUDA makes of eight-bit numbers
@@ -30,29 +28,33 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Float[Tensor, "out in"]) -> None:
         super().__init__()
-        levels, self.scale = rounded(weight)
-        self.levels = levels.t() if levels.is_cuda else levels.t().contiguous()  # (in, out), as each likes it in memory
+        levels, scale = rounded(weight)
+        levels = levels.t() if levels.is_cuda else levels.t().contiguous()  # (in, out), as each likes it in memory
+        self.register_buffer("levels", levels)
+        self.register_buffer("scale", scale)
+        self.levels: Tensor
+        self.scale: Tensor
+        self.whole = sums_are_whole(levels.device)
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         levels, scale = rounded(x.reshape(-1, x.shape[-1]))
         rows = len(levels)
         if x.is_cuda and rows < LEAST_ROWS:
             levels = F.pad(levels, (0, 0, 0, LEAST_ROWS - rows))
-        sums = _product(levels, self.levels)[:rows]
+        product = torch.ops.aten._int_mm if self.whole else slow_product
+        sums = product(levels, self.levels)[:rows]
         return (sums * scale * self.scale.t()).to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def _product(a: Int8[Tensor, "m k"], b: Int8[Tensor, "k n"]) -> Tensor:
-    """Sums of products of whole numbers, exact. Where the processor's own would be cut off, slowly, in float32."""
-    if _sums_are_whole(a.device):
-        return torch.ops.aten._int_mm(a, b)
-    with torch.autocast(a.device.type, enabled=False):  # 1024 x 127^2 is below 2^24
+def slow_product(a: Int8[Tensor, "m k"], b: Int8[Tensor, "k n"]) -> Tensor:
+    """Sums of products of whole numbers in float32, exact: 1024 x 127^2 is below 2^24."""
+    with torch.autocast(a.device.type, enabled=False):
         parts = (x.float() @ y.float() for x, y in zip(a.split(1024, 1), b.split(1024), strict=True))
         return sum((part.to(torch.int32) for part in parts), torch.zeros((), dtype=torch.int32, device=a.device))
 
 
 @lru_cache(maxsize=8)
-def _sums_are_whole(device: torch.device) -> bool:
+def sums_are_whole(device: torch.device) -> bool:
     """Whether eight-bit products keep their sums: processors without VNNI add pairs in 16 bits, and cut them off."""
     most = torch.full((32, 64), LEVELS, dtype=torch.int8, device=device)
     return bool((torch.ops.aten._int_mm(most, most.t()) == 64 * LEVELS**2).all())
@@ -65,25 +67,5 @@ def rounded(x: Float[Tensor, "rows columns"]) -> tuple[Tensor, Float[Tensor, "ro
 
 
 def in_eight_bits(model: M, part: str) -> M:
-    """A copy whose linear layers inside `part` are in eight bits, adapters of peft added in if these are at work.
-
-    All other weights are shared. Layers have to be without bias. It does not follow the weights: it is made anew.
-    """
-    copy = deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-    for parent in list(copy.get_submodule(part).modules()):
-        for name, layer in list(parent.named_children()):
-            weight = _weight(layer)
-            if weight is not None:
-                setattr(parent, name, Int8Linear(weight))
-    return copy
-
-
-def _weight(layer: Any) -> Tensor | None:
-    """The weights of a linear layer, adapted or not, and None of any other."""
-    if not isinstance(base := getattr(layer, "base_layer", layer), nn.Linear):
-        return None
-    assert base.bias is None, "a layer with a bias"
-    weight = base.weight.detach()
-    if base is not layer and not layer.disable_adapters:
-        weight = sum((layer.get_delta_weight(name) for name in layer.active_adapters), weight)
-    return weight
+    """A copy whose linear layers inside `part` are in eight bits (see `with_linear_layers`)."""
+    return with_linear_layers(model, part, Int8Linear)

@@ -28,8 +28,10 @@ from burnish.laps import lap
 from burnish.models.arithmetic import quick_in_bf16
 from burnish.models.captions import Captions
 from burnish.models.eight_bits import in_eight_bits
+from burnish.models.linear_layers import packed
 from burnish.models.llamagen.files import gpt_shape, load_gpt, load_vq, save_model, vq_shape
 from burnish.models.llamagen.gpt import GPT, Cache, GPTConfig, Prefix, released_gpt
+from burnish.models.llamagen.static import StaticSteps
 from burnish.models.llamagen.vq import RELEASED_VQ, VQModel, decode_in_chunks
 from burnish.models.lora import Lora, adapt, adapters_off, merged
 from burnish.models.places import fetch
@@ -55,6 +57,7 @@ class LlamaGen(PolicySpec):
     draw_precision: Literal["same", "int8"] = (
         "same"  # of the blocks' products while drawing. int8: what drew is recorded, and law_gap tells how far it is
     )
+    compile: bool = False  # drawing of a token, by torch.compile, in CUDA graphs on a GPU: minutes at the first draw
     speculative: int = 0  # tokens that are guessed and checked in each pass while drawing; the law stays as it is
     decode_rows: int = 64  # pictures decoded at once
     decode_precision: Literal["fp32", "bf16", "fastest"] = (
@@ -64,6 +67,8 @@ class LlamaGen(PolicySpec):
     def __post_init__(self) -> None:
         if self.speculative < 0:
             raise ValueError(f"speculative must be 0 (each token by a pass of its own) or more, got {self.speculative}")
+        if self.speculative and self.compile:
+            raise ValueError("speculative and compile: passes that guess tokens are not compiled; one of the two")
 
     def footprint(self) -> Footprint:
         """Sizes, without reading weights. Raises ValueError where neither `size` nor a config.json says them."""
@@ -154,25 +159,28 @@ class LlamaGenPolicy(KeepsCopies):
         uniform = noise.uniform(n).to(self.device)
         if self.spec.speculative and n > 1:
             return self._guessed(gpt, prefix, plan, cache, bias, uniform)
+        next_token = StaticSteps(gpt, self.side, cache).next if self.spec.compile else gpt.next
         ids = torch.empty(n, b, dtype=torch.long, device=self.device)
         logp, entropy = torch.empty(2, n, b, device=self.device)
         hidden = self.gpt.first(prefix)
         for i in range(n):
             mixed = self._mixed(hidden.split(b), plan)
-            ids[i], logp[i], entropy[i] = self._picked(mixed, plain, uniform[:, i])
+            ids[i], logp[i], entropy[i] = self._picked(gpt, mixed, plain, uniform[:, i])
             if i + 1 < n:
-                hidden = gpt.next(ids[i].repeat(len(branches)), i, self.side, cache, bias)
+                hidden = next_token(ids[i].repeat(len(branches)), i, self.side, cache, bias)
         order = torch.arange(n, device=self.device).expand(b, n)
         return Tokens(ids.T.contiguous(), logp.T.contiguous(), torch.ones_like(logp.T), order, entropy.T.contiguous())
 
-    def _picked(self, mixed: Tensor, plain: TokenPlan, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _picked(self, gpt: GPT, mixed: Tensor, plain: TokenPlan, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens after outputs (n, dim), by one number each, with their log-probability and the entropy of the law."""
-        logits = law_logits(self.gpt.output(mixed).float().contiguous(), None, plain, "sampled")
-        return draw_with_logp(logits, uniform)
+        return draw_with_logp(law_logits(gpt.output(mixed).float(), None, plain, "sampled"), uniform)
 
     def _drawing(self) -> GPT:
         """The network that draws: its blocks have been rounded if so asked for. The head, which decides, never is."""
-        return in_eight_bits(self.gpt, "layers") if self.spec.draw_precision == "int8" else self.gpt
+        gpt = in_eight_bits(self.gpt, "layers") if self.spec.draw_precision == "int8" else self.gpt
+        if self.spec.compile:  # which knows nothing of weights that are laid out otherwise
+            return gpt
+        return packed(gpt, torch.bfloat16 if self.spec.precision == "bf16" else torch.float32, self.device)
 
     def _guessed(
         self, gpt: GPT, prefix: Prefix, plan: TokenPlan, cache: Cache, bias: Tensor | None, uniform: Tensor
@@ -194,7 +202,7 @@ class LlamaGenPolicy(KeepsCopies):
         def draw(hidden: Tensor, at: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
             """The tokens at places `at`, which become part of the picture or guesses."""
             mixed = self._mixed(hidden.split(b), plan).flatten(0, 1)
-            found = [part.view(at.shape) for part in self._picked(mixed, plain, uniform.gather(1, at).flatten())]
+            found = [part.view(at.shape) for part in self._picked(gpt, mixed, plain, uniform.gather(1, at).flatten())]
             for kept, part in zip((ids, logp, entropy), found, strict=True):
                 kept.scatter_(1, at, part.to(kept.dtype))
             return found[0]

@@ -86,20 +86,7 @@ class Prefix:
         return Prefix(values, torch.cat([p.score for p in parts]), torch.cat([p.last for p in parts]))
 
 
-class Linear(nn.Linear):
-    """x W^T. A layer of torch and not one of ours, so that peft knows it.
-
-    While drawing there are few rows and many weights. From the other side, (W x^T)^T, a CPU reads the weights once and
-    in order, where x W^T has them packed first: 16 rows take 0.65 of the time. The result lies in memory by columns.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 2 and len(x) <= FEW_ROWS and x.is_cpu and self.bias is None:
-            return torch.mm(self.weight, x.t()).t()
-        return super().forward(x)
-
-
-FEW_ROWS = 32  # measured on 768 to 4096 weights a row: 8 rows 0.75, 16 rows 0.65, 32 rows 0.75, 64 rows 1.05
+Slot = slice | Tensor  # of the cache, where a token goes: of one number
 
 
 class RMSNorm(nn.Module):
@@ -117,8 +104,8 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.wqkv = Linear(config.dim, 3 * config.dim, bias=False)
-        self.wo = Linear(config.dim, config.dim, bias=False)
+        self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
 
     def prefix(self, x: Float[Tensor, "p t dim"], visible: Bool[Tensor, "p t"]) -> tuple[Tensor, Tensor]:
         """Output of the prefix slots, and the mean value of the visible ones. Queries and keys are zero here."""
@@ -137,12 +124,20 @@ class Attention(nn.Module):
         )
         return self.wo(mixed.transpose(1, 2).flatten(2))
 
-    def next(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, slot: int, bias: Tensor | None) -> Tensor:
-        """Attention of one token, which is written into the cache at `slot`."""
+    def next(
+        self,
+        x: Tensor,
+        rope: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slot: slice | Tensor,
+        seen: slice,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """Attention of one token, which is written into the cache at `slot`, to the slots `seen`."""
         q, k, v = self._qkv(x, rope)
-        keys[:, :, slot] = k
-        values[:, :, slot] = v
-        seen = slice(0, slot + 1)
+        keys[:, :, slot] = k.unsqueeze(2).to(keys.dtype)
+        values[:, :, slot] = v.unsqueeze(2).to(values.dtype)
         mixed = F.scaled_dot_product_attention(
             q.unsqueeze(2).to(keys.dtype),
             keys[:, :, seen],
@@ -175,9 +170,9 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.w1 = Linear(config.dim, config.hidden, bias=False)
-        self.w3 = Linear(config.dim, config.hidden, bias=False)
-        self.w2 = Linear(config.hidden, config.dim, bias=False)
+        self.w1 = nn.Linear(config.dim, config.hidden, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden, bias=False)
+        self.w2 = nn.Linear(config.hidden, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
@@ -198,8 +193,17 @@ class Block(nn.Module):
     def all(self, x: Tensor, rope: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         return self._feed(x + self.attention.all(self.attention_norm(x), rope, value, mask))
 
-    def next(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, slot: int, bias: Tensor | None) -> Tensor:
-        return self._feed(x + self.attention.next(self.attention_norm(x), rope, keys, values, slot, bias))
+    def next(
+        self,
+        x: Tensor,
+        rope: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slot: slice | Tensor,
+        seen: slice,
+        bias: Tensor | None,
+    ) -> Tensor:
+        return self._feed(x + self.attention.next(self.attention_norm(x), rope, keys, values, slot, seen, bias))
 
     def several(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
         return self._feed(x + self.attention.several(self.attention_norm(x), rope, keys, values, slots, mask))
@@ -219,8 +223,8 @@ class ClassEmbedding(nn.Module):
 class CaptionProjection(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.fc1 = Linear(config.caption_dim, config.dim, bias=False)
-        self.fc2 = Linear(config.dim, config.dim, bias=False)
+        self.fc1 = nn.Linear(config.caption_dim, config.dim, bias=False)
+        self.fc2 = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
@@ -255,7 +259,7 @@ class GPT(nn.Module):
         self.tok_embeddings = nn.Embedding(config.vocabulary, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim)
-        self.output = Linear(config.dim, config.vocabulary, bias=False)
+        self.output = nn.Linear(config.dim, config.vocabulary, bias=False)
         self.apply(_initialise)
         nn.init.zeros_(self.output.weight)
 
@@ -282,7 +286,7 @@ class GPT(nn.Module):
         recompute  keep only the input of each layer for the backward pass, and compute the rest again there
         """
         x = F.pad(self.tok_embeddings(ids[:, :-1]), (0, 0, 1, 0))  # slot 0: a row that nothing reads
-        rope = _turns(side, x.shape[-1] // self.config.heads, x.device)[: ids.shape[1]]
+        rope = self.turns(side)[: ids.shape[1]]
         mask = _prefix_mask(prefix.score, ids.shape[1])
         for layer, value in zip(self._blocks(), prefix.value, strict=True):
             run = layer.all
@@ -297,11 +301,21 @@ class GPT(nn.Module):
         self, ids: Int[Tensor, " b"], position: int, side: int, cache: Cache, bias: Tensor | None
     ) -> Float[Tensor, "b dim"]:
         """Output that predicts token `position + 1`, given token `position`, which goes to slot `position + 1`."""
+        slot = position + 1
+        return self.at(ids, self.turns(side)[slot], slice(slot, slot + 1), slice(0, slot + 1), cache, bias)
+
+    def at(
+        self, ids: Int[Tensor, " b"], rope: Tensor, slot: Slot, seen: slice, cache: Cache, bias: Tensor | None
+    ) -> Float[Tensor, "b dim"]:
+        """Output after the tokens `ids`, which go to `slot`, are turned by `rope`, and attend to the slots `seen`."""
         x = self.tok_embeddings(ids)
-        rope = _turns(side, x.shape[-1] // self.config.heads, x.device)[position + 1]
         for layer, keys, values in zip(self._blocks(), cache.keys, cache.values, strict=True):
-            x = layer.next(x, rope, keys, values, position + 1, bias)
+            x = layer.next(x, rope, keys, values, slot, seen, bias)
         return self.norm(x)
+
+    def turns(self, side: int) -> Complex[Tensor, "slots 1 1 pairs"]:
+        """The rotary embedding of each slot."""
+        return _turns(side, self.config.dim // self.config.heads, self.tok_embeddings.weight.device)
 
     def several(
         self, ids: Int[Tensor, "b w"], positions: Int[Tensor, "b w"], side: int, cache: Cache, bias: Tensor | None
@@ -317,7 +331,7 @@ class GPT(nn.Module):
         mask = torch.zeros(see.shape, dtype=cache.keys[0].dtype, device=ids.device).masked_fill_(~see, -torch.inf)
         mask = mask.unsqueeze(1) if bias is None else mask.unsqueeze(1) + bias[..., :upto]
         x = self.tok_embeddings(ids).flatten(0, 1)
-        turns = _turns(side, x.shape[-1] // self.config.heads, x.device)
+        turns = self.turns(side)
         rope = turns[slots.clamp(max=len(turns) - 1).flatten()]
         for layer, keys, values in zip(self._blocks(), cache.keys, cache.values, strict=True):
             x = layer.several(x, rope, keys, values, slots, mask)
@@ -375,11 +389,17 @@ def _turns(side: int, d: int, device: torch.device) -> Complex[Tensor, "slots 1 
 
 
 def rotate(
-    x: Float[Tensor, "... two heads d"], turns: Complex[Tensor, "... 1 1 pairs"]
+    x: Float[Tensor, "... two heads d"], turns: Complex[Tensor, "... 1 1 pairs"] | Float[Tensor, "... 1 1 pairs 2"]
 ) -> Float[Tensor, "... two heads d"]:
-    """Turn the interleaved pairs (2i, 2i+1) of queries and keys, in float32: a pair is a complex number."""
-    pairs = torch.view_as_complex(x.float().contiguous().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    """Turn the interleaved pairs (2i, 2i+1) of queries and keys, in float32: a pair is a complex number.
+
+    turns  complex, which is quick, or the same as real numbers, which a compiler can make one kernel of
+    """
+    pairs = x.float().contiguous().unflatten(-1, (-1, 2))
+    if turns.is_complex():
+        return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).to(x.dtype)
+    (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
 
 
 def _prefix_mask(score: Float[Tensor, " b"], slots: int) -> Float[Tensor, "b 1 slots slots"] | None:
