@@ -49,6 +49,7 @@ from burnish.plans.all_steps import AllSteps
 from burnish.plans.every_token import EveryToken
 from burnish.plans.ode import ODE
 from burnish.plans.tree import Tree as TreePlan
+from burnish.policies.llamagen import LlamaGen
 from burnish.policies.sd3 import SD3
 from burnish.recipe.recipe import Optim, Recipe
 from burnish.sources.on_policy import OnPolicy
@@ -157,6 +158,20 @@ def sd3(lora: Lora | None = None, **changes: Any) -> Recipe:
     return flow(**{"policy": policy, "source": source, "optim": GENTLE, **changes})
 
 
+def llamagen(**changes: Any) -> Recipe:
+    """A tiny LlamaGen, whose folder the environment tells."""
+    model = os.environ["TINY_LLAMAGEN"]
+    policy = LlamaGen(model, model, vq="", pixels=8, **changes)
+    source = OnPolicy("several:classes", EveryToken(group=2, guidance=2.0), per_step=4)
+    objective = PPOClip(kl=0.1, anchor="recomputed")
+    return raster(policy=policy, source=source, objective=objective, optim=replace(GENTLE, lr=1e-3), suites={})
+
+
+def classes() -> list[Prompt]:
+    """For sources: classes of the tiny LlamaGen."""
+    return [Prompt(str(i), "", {"class_id": i}) for i in range(4)]
+
+
 NAMED: Mapping[str, Callable[[], Recipe]] = {
     "raster": raster,
     "float32": lambda: raster(policy=toys.ToyRaster()),
@@ -178,6 +193,10 @@ NAMED: Mapping[str, Callable[[], Recipe]] = {
     "grpo": lambda: sd3(objective=StepClip(kl=0.1, kl_form="gaussian")),
     "nft": lambda: sd3(objective=DiffusionNFT(), optim=replace(GENTLE, micro=3)),
     "lora": lambda: sd3(lora=Lora(rank=2, alpha=4), objective=StepClip(kl=0.1)),
+    "llamagen": llamagen,
+    "recomputing": lambda: llamagen(recompute=True, logp_tokens=20),
+    "detached": lambda: replace(llamagen(), source=_detached()),
+    "llamagen_lora": lambda: llamagen(lora=Lora(rank=2, alpha=4)),
     "uneven": lambda: sd3(reward=Bright(steps=300), flat_groups="drop", optim=replace(GENTLE, micro=1)),
     "lasting": lambda: replace(sd3(objective=StepClip()), steps=500),
     "sd3_fails": lambda: sd3(objective=StepClip(), reward=Bright(fails=0)),
@@ -196,6 +215,10 @@ def in_float32(name: str) -> bool:
 
 def _tokens(group: int) -> OnPolicy:
     return OnPolicy("toys:prompts", EveryToken(group=group), per_step=3)
+
+
+def _detached() -> OnPolicy:
+    return OnPolicy("several:classes", EveryToken(group=2, guidance=2.0, detach_null=True), per_step=4)
 
 
 def _tree() -> OnPolicy:

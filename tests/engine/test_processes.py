@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import several
 import tiny_diffusers
+import tiny_llamagen
 from runs_apart import CLOSE, CLOSE_IN_FLOAT32, apart, apart_of
 from toy_run import lines
 
@@ -32,12 +33,13 @@ class Several:
     def __init__(self, home: Path) -> None:
         self.home = home
         tiny_diffusers.sd3(home / "sd3", t5=False)
+        raster = tiny_llamagen.spec(home / "llamagen", text=False).gpt
         self.program = subprocess.Popen(
             [sys.executable, str(HERE / "several.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TINY_SD3": str(home / "sd3")},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TINY_SD3": str(home / "sd3"), "TINY_LLAMAGEN": raster},
         )
 
     def __call__(self, name: str, processes: int, folder: str = "", resume: bool = False) -> tuple[Path, list[int]]:
@@ -102,7 +104,7 @@ def test_any_number_of_processes_is_the_same_run(run: Several, name: str, counts
         assert apart(alone, run.done(name, count)) < (CLOSE_IN_FLOAT32 if several.in_float32(name) else CLOSE)
 
 
-@pytest.mark.parametrize("name", ["grpo", "nft", "lora", "uneven"])
+@pytest.mark.parametrize("name", ["grpo", "nft", "lora", "uneven", "llamagen", "recomputing", "detached"])
 def test_divided_weights_make_the_same_run(run: Several, name: str) -> None:
     """Copies, moments and adapters too; `uneven`: one process makes passes that count for nothing."""
     alone = run.done(name, 1)
@@ -127,6 +129,7 @@ def test_a_run_of_divided_weights_goes_on_with_whole_ones_and_back(run: Several)
     [
         ("flow+shard", "shard: the weights of this policy cannot be divided"),
         ("raster+shard", "shard: the weights of ToyPolicy cannot be divided"),
+        ("llamagen_lora+shard", "policy.llamagen.lora: a network with adapters is not divided"),
         ("gardo+shard", "shard: this objective makes passes for some samples alone"),
         ("refill+shard", "shard: flat_groups: refill draws more in one process than in another"),
     ],

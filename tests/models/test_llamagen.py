@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from burnish.models.llamagen.files import load_gpt, load_vq, save_model
-from burnish.models.llamagen.gpt import GPT, GPTConfig, Prefix, released_gpt, rotary
+from burnish.models.llamagen.gpt import GPT, GPTConfig, Slots, released_gpt, rotary
 from burnish.models.llamagen.vq import RELEASED_VQ, VQConfig, VQModel
 
 TEXT = GPTConfig(dim=64, layers=3, heads=2, vocabulary=50, caption_dim=24, caption_length=7)
@@ -58,43 +58,44 @@ def left_padded(lengths: list[int], slots: int) -> torch.Tensor:
     return torch.arange(slots)[None] >= slots - torch.tensor(lengths)[:, None]
 
 
-def both_prefixes() -> list[tuple[GPT, torch.Tensor, torch.Tensor, Prefix]]:
+def all_kinds() -> list[tuple[GPT, torch.Tensor, torch.Tensor, Slots]]:
     model, classes = gpt(CLASS), torch.tensor([4, 0, 5])
     slots = model.cls_embedding.embedding_table(classes).unsqueeze(1)
-    cases = [(model, slots, torch.ones(3, 1, dtype=torch.bool), model.class_prefix(classes))]
+    cases = [(model, slots, torch.ones(3, 1, dtype=torch.bool), model.class_slots(classes))]
     model, visible = gpt(TEXT), left_padded([3, 7, 1], 7)
     features = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(1))
-    cases.append((model, model.cls_embedding.cap_proj(features), visible, model.caption_prefix(features, visible)))
+    cases.append((model, model.cls_embedding.cap_proj(features), visible, model.caption_slots(features, visible)))
     slots = model.cls_embedding.cap_proj(model.cls_embedding.uncond_embedding).expand(3, -1, -1)
-    cases.append((model, slots, visible, model.null_caption_prefix(visible)))
+    cases.append((model, slots, visible, model.null_caption_slots(visible)))
     return cases
 
 
 @pytest.mark.parametrize("case", range(3), ids=["class", "caption", "no caption"])
 def test_one_slot_stands_for_the_prefix(case):
-    model, slots, visible, prefix = both_prefixes()[case]
+    model, embedded, visible, slots = all_kinds()[case]
     ids = torch.randint(50, (3, 9), generator=torch.Generator().manual_seed(2))
-    expected = plain(model, slots, visible, ids, side=3)
-    torch.testing.assert_close(model.all(ids, prefix, 3), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model.all(ids, prefix, 3, recompute=True), expected, atol=1e-5, rtol=1e-5)
+    expected = plain(model, embedded, visible, ids, side=3)
+    torch.testing.assert_close(model.all(ids, slots, 3), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.all(ids, slots, 3, recompute=True), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", range(3), ids=["class", "caption", "no caption"])
 def test_token_by_token_equals_all_at_once(case):
-    model, _, _, prefix = both_prefixes()[case]
+    model, _, _, slots = all_kinds()[case]
     ids = torch.randint(50, (3, 9), generator=torch.Generator().manual_seed(2))
     cache = model.cache(3, 9, torch.float32, ids.device)
+    prefix = model.prefix(slots)
     bias = model.fill(cache, prefix)
     steps = [model.first(prefix)] + [model.next(ids[:, i], i, 3, cache, bias) for i in range(8)]
-    torch.testing.assert_close(torch.stack(steps, 1), model.all(ids, prefix, 3), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.stack(steps, 1), model.all(ids, slots, 3), atol=1e-5, rtol=1e-5)
 
 
 def test_a_prefix_is_shared_by_its_samples():
-    model, _, _, prefix = both_prefixes()[1]
+    model, _, _, slots = all_kinds()[1]
     ids = torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(3))
     rows = torch.tensor([1, 1, 0, 2])
-    apart = torch.cat([model.all(ids[i : i + 1], prefix.take(rows[i : i + 1]), 3) for i in range(4)])
-    torch.testing.assert_close(model.all(ids, prefix.take(rows), 3), apart, atol=1e-5, rtol=1e-5)
+    apart = torch.cat([model.all(ids[i : i + 1], slots.take(rows[i : i + 1]), 3) for i in range(4)])
+    torch.testing.assert_close(model.all(ids, slots.take(rows), 3), apart, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

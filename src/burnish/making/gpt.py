@@ -32,7 +32,7 @@ from torch import Tensor
 from burnish.formulas.noise import generator
 from burnish.making.fitting import bfloat16, optimisers, paced
 from burnish.models.llamagen.files import load_gpt, load_vq, save_model
-from burnish.models.llamagen.gpt import GPT, GPTConfig, Prefix
+from burnish.models.llamagen.gpt import GPT, GPTConfig, Slots
 from burnish.types import Prompt
 from burnish.worlds.scenes.classes import class_prompts
 from burnish.worlds.scenes.grammar import NUMBERS, vocabulary
@@ -101,7 +101,7 @@ def train_text(settings: Settings, tokenizer: Path, out: Path) -> None:
     which = torch.tensor([row[p.text] for p in corpus.prompts])
     encoded = words(texts, padding="max_length", max_length=SLOTS, return_tensors="pt")
 
-    def prefix(pick: Tensor, without: Tensor) -> Prefix:
+    def prefix(pick: Tensor, without: Tensor) -> Slots:
         distinct, rows = which[pick].unique(return_inverse=True)
         mask = encoded.attention_mask[distinct]
         hidden = encoder(encoded.input_ids[distinct], attention_mask=mask).last_hidden_state
@@ -109,7 +109,7 @@ def train_text(settings: Settings, tokenizer: Path, out: Path) -> None:
         visible = torch.arange(SLOTS) >= SLOTS - lengths  # captions are padded on the left, as LlamaGen's are
         source = (torch.arange(SLOTS) - (SLOTS - lengths)).clamp(min=0).unsqueeze(-1)
         hidden = hidden.gather(1, source.expand(-1, -1, hidden.shape[-1]))
-        both = Prefix.concatenate([gpt.caption_prefix(hidden, visible), gpt.null_caption_prefix(visible)])
+        both = Slots.concatenate([gpt.caption_slots(hidden, visible), gpt.null_caption_slots(visible)])
         return both.take(rows + without.long() * len(distinct))
 
     log = _fit(gpt, [*gpt.parameters(), *encoder.parameters()], prefix, corpus, settings)
@@ -130,8 +130,8 @@ def train_classes(settings: Settings, tokenizer: Path, out: Path) -> None:
     gpt = load_gpt(settings.start, None) if settings.start else GPT(shape)
     classes = torch.tensor([p.facts["class_id"] for p in chosen])
 
-    def prefix(pick: Tensor, without: Tensor) -> Prefix:
-        return gpt.class_prefix(classes[pick].masked_fill(without, len(prompts)))
+    def prefix(pick: Tensor, without: Tensor) -> Slots:
+        return gpt.class_slots(classes[pick].masked_fill(without, len(prompts)))
 
     log = _fit(gpt, list(gpt.parameters()), prefix, corpus, settings)
     save_model(gpt.eval(), out, torch.float16)
@@ -185,7 +185,7 @@ def tokenised(pairs: list[tuple[Prompt, Scene]], tokenizer: Path, rows: int = 64
 
 
 def _fit(
-    gpt: GPT, weights: list, prefix: Callable[[Tensor, Tensor], Prefix], corpus: Corpus, settings: Settings
+    gpt: GPT, weights: list, prefix: Callable[[Tensor, Tensor], Slots], corpus: Corpus, settings: Settings
 ) -> dict:
     used = optimisers(gpt.layers, weights, decay=0.05)
     draws = torch.Generator().manual_seed(settings.seed)

@@ -1,8 +1,17 @@
-"""What a processor is good at."""
+"""The precision of matrix products, and which of them a processor is good at."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+
+Precision = Literal["fp32", "bf16"]
+
+
+def autocast(device: torch.device, precision: Precision, cached: bool = True) -> torch.autocast:
+    """A block whose matrix products are of that precision. `cached`: a weight is cast once, and the cast is kept."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=cached)
 
 
 def quick_in_bf16(device: torch.device) -> bool:

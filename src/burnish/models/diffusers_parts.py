@@ -12,13 +12,14 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Precision = Literal["fp32", "bf16"]
+from burnish.models.arithmetic import Precision, autocast
+
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 INDEX = "model_index.json"
 DECODERS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLQwenImage")
@@ -174,11 +175,6 @@ class Decoder:
             else:
                 pictures = self._vae.decode(latents, return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
-
-
-def autocast(device: torch.device, precision: Precision, cached: bool = True) -> torch.autocast:
-    """A block whose matrix products are of that precision. `cached`: a weight is cast once, and the cast is kept."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=cached)
 
 
 def latent_shape(pixels: int, decoder: Decoder, channels: int, patch: int, where: str) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -25,16 +25,17 @@ from burnish.formulas.guidance import guided
 from burnish.formulas.noise import Noise
 from burnish.formulas.tokens import draw_with_logp, law_logits, logp_of
 from burnish.laps import lap
-from burnish.models.arithmetic import quick_in_bf16
+from burnish.models.arithmetic import Precision, autocast, quick_in_bf16
 from burnish.models.captions import Captions
 from burnish.models.eight_bits import in_eight_bits
 from burnish.models.linear_layers import packed
 from burnish.models.llamagen.files import gpt_shape, load_gpt, load_vq, save_model, vq_shape
-from burnish.models.llamagen.gpt import GPT, Cache, GPTConfig, Prefix, released_gpt
+from burnish.models.llamagen.gpt import GPT, Cache, GPTConfig, Prefix, Slots, released_gpt
 from burnish.models.llamagen.static import StaticSteps
 from burnish.models.llamagen.vq import RELEASED_VQ, VQModel, decode_in_chunks
 from burnish.models.lora import Lora, adapt, adapters_off, merged
 from burnish.models.places import fetch
+from burnish.models.sharding import full, shard
 from burnish.models.weights import Copies, KeepsCopies
 from burnish.prompts import distinct_prompts
 from burnish.types import Law, Plan, Prompt, Rollout, TokenPlan, Tokens
@@ -50,7 +51,7 @@ class LlamaGen(PolicySpec):
     vq: Literal["VQ-8", "VQ-16", ""] = "VQ-16"  # released tokenizer; empty where a config.json says it
     text_encoder: str = ""  # folder or hub id of the T5 encoder of a text-conditional model; empty: class-conditional
     pixels: int = 256  # side of a picture; the tokens of a side are this over 8 or 16
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic; weights and optimiser are float32 always
+    precision: Precision = "fp32"  # of the arithmetic; weights and optimiser are float32 always
     lora: Lora | None = None  # train adapters instead of all weights
     recompute: bool = False  # keep less of the forward pass and compute it again for the backward pass
     logp_tokens: int = 4096  # tokens whose logits over the whole vocabulary exist at once
@@ -128,6 +129,7 @@ class LlamaGenPolicy(KeepsCopies):
         self.spec, self.gpt, self.vq, self.captions, self.device = spec, gpt, vq, captions, device
         self.side = spec.pixels // vq.config.cell
         self._cache: Cache | None = None
+        self._divided = False  # among processes
         self.passes = 0  # of the network for the last rollout's tokens, where some were guessed
         quick = spec.decode_precision == "fastest" and quick_in_bf16(device)
         self._decodes_bf16 = quick or spec.decode_precision == "bf16"
@@ -150,19 +152,20 @@ class LlamaGenPolicy(KeepsCopies):
 
     def _draw(self, distinct: Sequence[Prompt], rows: Int[Tensor, " b"], plan: TokenPlan, noise: Noise) -> Tokens:
         b, n = len(rows), self.side**2
-        branches = self._branches(distinct, rows, with_null=plan.guidance != 1.0)
-        prefix = Prefix.concatenate(branches)
-        gpt = self._drawing()
+        whole = self._whole()
+        branches = self._branches(whole, distinct, rows, with_null=plan.guidance != 1.0)
+        prefix = whole.prefix(Slots.concatenate(branches))
+        gpt = self._drawing(whole)
         plain = _plain(plan, "sampled")
         cache = self._room(len(branches) * b)
-        bias = self.gpt.fill(cache, prefix)
+        bias = gpt.fill(cache, prefix)
         uniform = noise.uniform(n).to(self.device)
         if self.spec.speculative and n > 1:
             return self._guessed(gpt, prefix, plan, cache, bias, uniform)
         next_token = StaticSteps(gpt, self.side, cache).next if self.spec.compile else gpt.next
         ids = torch.empty(n, b, dtype=torch.long, device=self.device)
         logp, entropy = torch.empty(2, n, b, device=self.device)
-        hidden = self.gpt.first(prefix)
+        hidden = gpt.first(prefix)
         for i in range(n):
             mixed = self._mixed(hidden.split(b), plan)
             ids[i], logp[i], entropy[i] = self._picked(gpt, mixed, plain, uniform[:, i])
@@ -175,9 +178,19 @@ class LlamaGenPolicy(KeepsCopies):
         """Tokens after outputs (n, dim), by one number each, with their log-probability and the entropy of the law."""
         return draw_with_logp(law_logits(gpt.output(mixed).float(), None, plain, "sampled"), uniform)
 
-    def _drawing(self) -> GPT:
+    def _whole(self) -> GPT:
+        """The network, or a copy of all of it where its weights are divided: to draw a token would gather them anew."""
+        if not self._divided:
+            return self.gpt
+        with torch.device("meta"):
+            gpt = GPT(self.gpt.config)
+        gpt.load_state_dict({name: full(tensor) for name, tensor in self.gpt.state_dict().items()}, assign=True)
+        return gpt
+
+    def _drawing(self, gpt: GPT) -> GPT:
         """The network that draws: its blocks have been rounded if so asked for. The head, which decides, never is."""
-        gpt = in_eight_bits(self.gpt, "layers") if self.spec.draw_precision == "int8" else self.gpt
+        if self.spec.draw_precision == "int8":
+            gpt = in_eight_bits(gpt, "layers")
         if self.spec.compile:  # which knows nothing of weights that are laid out otherwise
             return gpt
         return packed(gpt, torch.bfloat16 if self.spec.precision == "bf16" else torch.float32, self.device)
@@ -208,7 +221,7 @@ class LlamaGenPolicy(KeepsCopies):
             return found[0]
 
         self.passes, known = 1, torch.ones(b, dtype=torch.long, device=self.device)  # tokens of each picture
-        draw(self.gpt.first(prefix).unsqueeze(1), torch.zeros_like(known).unsqueeze(1))
+        draw(gpt.first(prefix).unsqueeze(1), torch.zeros_like(known).unsqueeze(1))
         ids[:, 1:] = ids[:, :1]
         while int(known.min()) < n:
             at = known.unsqueeze(1) + torch.arange(width, device=self.device)
@@ -236,19 +249,26 @@ class LlamaGenPolicy(KeepsCopies):
     def logp(self, rollout: Rollout) -> Float[Tensor, "b k"]:
         plan, tokens = rollout.plan, rollout.decisions[0]
         assert isinstance(plan, TokenPlan) and isinstance(tokens, Tokens)
-        ids = tokens.ids
         rows, distinct = distinct_prompts(rollout.prompts)
-        rows = rows.to(self.device)
-        with_null = plan.law != "conditional" and plan.guidance != 1.0
         with self._arithmetic():
-            hidden = [self._all(ids, part) for part in self._branches(distinct, rows, with_null, plan.detach_null)]
-            mixed = self._mixed(hidden, plan) if with_null else hidden[0]
-            law: Law = "guided" if plan.law == "tempered" else plan.law  # `_plain` has made its temperature w
-            return self._logp_of(mixed, ids, _plain(plan, plan.law), law)
+            return self.gpt(lambda: self._scored(tokens.ids, distinct, rows.to(self.device), plan))
 
-    def _all(self, ids: Int[Tensor, "b n"], prefix: Prefix) -> Float[Tensor, "b n dim"]:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and prefix.last.requires_grad):  # not for a detached branch
-            return self.gpt.all(ids, prefix, self.side, self.spec.recompute and torch.is_grad_enabled())
+    def _scored(
+        self, ids: Int[Tensor, "b n"], distinct: Sequence[Prompt], rows: Int[Tensor, " b"], plan: TokenPlan
+    ) -> Float[Tensor, "b n"]:
+        with_null = plan.law != "conditional" and plan.guidance != 1.0
+        parts = self._branches(self.gpt, distinct, rows, with_null)
+        if plan.detach_null:
+            hidden = [self._all(ids, parts[0])]
+            with torch.no_grad():
+                hidden += [self._all(ids, part) for part in parts[1:]]
+        else:  # a layer is asked once for both: where it is divided, it comes and goes with each
+            hidden = self._all(ids.repeat(len(parts), 1), Slots.concatenate(parts)).split(len(ids))
+        law: Law = "guided" if plan.law == "tempered" else plan.law  # `_plain` has made its temperature w
+        return self._logp_of(self._mixed(hidden, plan), ids, _plain(plan, plan.law), law)
+
+    def _all(self, ids: Int[Tensor, "b n"], slots: Slots) -> Float[Tensor, "b n dim"]:
+        return self.gpt.all(ids, slots, self.side, self.spec.recompute and torch.is_grad_enabled())
 
     def _logp_of(self, hidden: Tensor, ids: Tensor, plan: TokenPlan, law: Law) -> Float[Tensor, "b n"]:
         """Log-probabilities, a chunk of tokens at a time: logits are computed again in the backward pass, not kept."""
@@ -265,26 +285,22 @@ class LlamaGenPolicy(KeepsCopies):
 
     # --- both --------------------------------------------------------------------------------------------------------
 
-    def _branches(
-        self, distinct: Sequence[Prompt], rows: Int[Tensor, " b"], with_null: bool, detach_null: bool = False
-    ) -> list[Prefix]:
+    def _branches(self, gpt: GPT, distinct: Sequence[Prompt], rows: Int[Tensor, " b"], with_null: bool) -> list[Slots]:
         """Prefixes of the conditional branch and, if asked for, of the one without a prompt; one row a sample."""
         if self.captions is None:
-            null_class = self.gpt.config.classes
+            null_class = gpt.config.classes
             classes = torch.tensor([class_of(p, null_class) for p in distinct], device=self.device)
-            found = [self.gpt.class_prefix(classes).take(rows)]
+            found = [gpt.class_slots(classes).take(rows)]
             if with_null:
-                with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_null):
-                    found.append(self.gpt.class_prefix(classes.new_tensor([null_class])).take(torch.zeros_like(rows)))
+                found.append(gpt.class_slots(classes.new_tensor([null_class])).take(torch.zeros_like(rows)))
             return found
         features, visible = self.captions([p.text for p in distinct])
-        found = [self.gpt.caption_prefix(features, visible).take(rows)]
+        found = [gpt.caption_slots(features, visible).take(rows)]
         if with_null:
             # What no caption looks like depends on the caption's length alone, so equal lengths share it.
             lengths, which = visible.sum(1).unique(return_inverse=True)
             slots = visible.shape[1] - torch.arange(visible.shape[1], device=self.device)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_null):
-                found.append(self.gpt.null_caption_prefix(slots <= lengths[:, None]).take(which[rows]))
+            found.append(gpt.null_caption_slots(slots <= lengths[:, None]).take(which[rows]))
         return found
 
     def _mixed(self, hidden: Sequence[Tensor], plan: TokenPlan) -> Tensor:
@@ -293,9 +309,16 @@ class LlamaGenPolicy(KeepsCopies):
         return guided(hidden[0], hidden[1], plan.guidance, plan.detach_null)
 
     def _arithmetic(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16")
+        return autocast(self.device, self.spec.precision, cached=not self._divided)
 
     # --- weights -----------------------------------------------------------------------------------------------------
+
+    def divide(self, mesh: Any) -> None:
+        if self.spec.lora:
+            raise ValueError("policy.llamagen.lora: a network with adapters is not divided; leave out shard or lora")
+        shard(self.gpt, mesh)
+        self._divided = True
+        self.copies = Copies(list(self.gpt.named_parameters()))
 
     def export(self, folder: Path) -> None:
         save_model(merged(self.gpt), folder)

@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.core import PolicySpec
+from burnish.models.arithmetic import Precision, autocast
 from burnish.models.denoiser import DenoisingPolicy
-from burnish.models.diffusers_parts import Folder, Precision, autocast
+from burnish.models.diffusers_parts import Folder
 from burnish.models.flow_times import EULER, UNIPC, FlowTimes
 from burnish.models.pipelines import FlowSettings, PipelineNetwork
 from burnish.models.places import fetch

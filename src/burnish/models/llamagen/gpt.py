@@ -14,10 +14,11 @@ The head has no bias, hence guidance commutes with it: head(u + w (c - u)) = hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import cast
+from itertools import accumulate
+from typing import ClassVar, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -69,23 +70,39 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """What the image tokens see of the prefixes of `p` prompts."""
+class Slots:
+    """What the prefixes of `p` prompts are made of, and which of them each of `b` samples has: many may share one."""
 
-    value: tuple[Float[Tensor, "p heads d"], ...]  # per layer, the mean value of the visible slots
-    score: Float[Tensor, " p"]  # log of the number of visible slots
-    last: Float[Tensor, "p dim"]  # output of the last slot, which predicts token 0
+    embedded: Float[Tensor, "p t dim"]
+    visible: Bool[Tensor, "p t"]  # others are padding before a caption
+    rows: Int[Tensor, " b"]
 
-    def take(self, rows: Int[Tensor, " b"]) -> Prefix:
-        """The prefixes of `b` samples, of which many may share one."""
-        return Prefix(tuple(v[rows] for v in self.value), self.score[rows], self.last[rows])
+    def take(self, rows: Int[Tensor, " b"]) -> Slots:
+        """Those of other samples: each has the prefix of one of these."""
+        return replace(self, rows=self.rows[rows])
+
+    @property
+    def score(self) -> Float[Tensor, " b"]:
+        """Log of the number of visible slots."""
+        return self.visible.sum(1).float().log()[self.rows]
 
     @staticmethod
-    def concatenate(parts: Sequence[Prefix]) -> Prefix:
-        values = tuple(torch.cat(same) for same in zip(*(p.value for p in parts), strict=True))
-        return Prefix(values, torch.cat([p.score for p in parts]), torch.cat([p.last for p in parts]))
+    def concatenate(parts: Sequence[Slots]) -> Slots:
+        before = accumulate((len(part.visible) for part in parts[:-1]), initial=0)
+        rows = [part.rows + first for part, first in zip(parts, before, strict=True)]
+        return Slots(torch.cat([p.embedded for p in parts]), torch.cat([p.visible for p in parts]), torch.cat(rows))
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """What the image tokens of `b` samples see of their prefixes."""
+
+    value: tuple[Float[Tensor, "b heads d"], ...]  # per layer, the mean value of the visible slots
+    score: Float[Tensor, " b"]  # log of the number of visible slots
+    last: Float[Tensor, "b dim"]  # output of the last slot, which predicts token 0
+
+
+T = TypeVar("T")
 Slot = slice | Tensor  # of the cache, where a token goes: of one number
 
 
@@ -190,8 +207,12 @@ class Block(nn.Module):
         mixed, value = self.attention.prefix(self.attention_norm(x), visible)
         return self._feed(x + mixed), value
 
-    def all(self, x: Tensor, rope: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        return self._feed(x + self.attention.all(self.attention_norm(x), rope, value, mask))
+    def forward(
+        self, prefix: Tensor, visible: Tensor, rows: Tensor, x: Tensor, rope: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Prefixes (p, t, dim) and all slots of samples (b, n, dim) at once."""
+        prefix, value = self.prefix(prefix, visible)
+        return prefix, self._feed(x + self.attention.all(self.attention_norm(x), rope, value[rows], mask))
 
     def next(
         self,
@@ -250,7 +271,9 @@ class Cache:
 
 
 class GPT(nn.Module):
-    """The network. `prefix` first; then `all` for a whole image (teacher forcing) or `next` token by token."""
+    """The network: `all` tokens of an image at once (teacher forcing); or `prefix`, `first`, and `next` by `next`."""
+
+    _no_split_modules: ClassVar = ["Block"]  # for models/sharding
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -263,35 +286,47 @@ class GPT(nn.Module):
         self.apply(_initialise)
         nn.init.zeros_(self.output.weight)
 
-    def class_prefix(self, classes: Int[Tensor, " p"]) -> Prefix:
+    def forward(self, work: Callable[[], T]) -> T:
+        """`work()`, as one pass through the network: weights that are divided among processes are whole within it."""
+        return work()
+
+    def class_slots(self, classes: Int[Tensor, " p"]) -> Slots:
         """Prefixes of classes; `config.classes` stands for no class."""
         assert isinstance(self.cls_embedding, ClassEmbedding)
         x = self.cls_embedding.embedding_table(classes).unsqueeze(1)
-        return self._prefix(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+        return _each_its_own(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
 
-    def caption_prefix(self, features: Float[Tensor, "p t f"], visible: Bool[Tensor, "p t"]) -> Prefix:
+    def caption_slots(self, features: Float[Tensor, "p t f"], visible: Bool[Tensor, "p t"]) -> Slots:
         """Prefixes of captions: features left-padded to `config.caption_length`, and which slots hold one."""
-        return self._prefix(self._captions().cap_proj(features), visible)
+        return _each_its_own(self._captions().cap_proj(features), visible)
 
-    def null_caption_prefix(self, visible: Bool[Tensor, "p t"]) -> Prefix:
+    def null_caption_slots(self, visible: Bool[Tensor, "p t"]) -> Slots:
         """Prefixes of no caption. The rows seen are those of the caption it is paired with: the last n of 120."""
-        features = self._captions().uncond_embedding.expand(len(visible), -1, -1)
-        return self._prefix(self._captions().cap_proj(features), visible)
+        return self.caption_slots(self._captions().uncond_embedding.expand(len(visible), -1, -1), visible)
+
+    def prefix(self, slots: Slots) -> Prefix:
+        """What tokens see that are drawn one by one."""
+        x, values = slots.embedded, []
+        for layer in self._blocks():
+            x, value = layer.prefix(x, slots.visible)
+            values.append(value[slots.rows])
+        return Prefix(tuple(values), slots.score, x[slots.rows, -1])
 
     def all(
-        self, ids: Int[Tensor, "b n"], prefix: Prefix, side: int, recompute: bool = False
+        self, ids: Int[Tensor, "b n"], slots: Slots, side: int, recompute: bool = False
     ) -> Float[Tensor, "b n dim"]:
-        """Outputs that predict each of the tokens `ids`, all at once. `prefix` holds one row a sample.
+        """Outputs that predict each of the tokens `ids`, all at once.
 
         recompute  keep only the input of each layer for the backward pass, and compute the rest again there
         """
+        prefix = slots.embedded
         x = F.pad(self.tok_embeddings(ids[:, :-1]), (0, 0, 1, 0))  # slot 0: a row that nothing reads
         rope = self.turns(side)[: ids.shape[1]]
-        mask = _prefix_mask(prefix.score, ids.shape[1])
-        for layer, value in zip(self._blocks(), prefix.value, strict=True):
-            run = layer.all
-            x = checkpoint(run, x, rope, value, mask, use_reentrant=False) if recompute else run(x, rope, value, mask)
-        return self.norm(torch.cat([prefix.last.unsqueeze(1).to(x.dtype), x[:, 1:]], 1))
+        mask = _prefix_mask(slots.score, ids.shape[1])
+        for layer in self._blocks():
+            given = prefix, slots.visible, slots.rows, x, rope, mask
+            prefix, x = checkpoint(layer, *given, use_reentrant=False) if recompute else layer(*given)
+        return self.norm(torch.cat([prefix[slots.rows, -1:].to(x.dtype), x[:, 1:]], 1))
 
     def first(self, prefix: Prefix) -> Float[Tensor, "b dim"]:
         """Output that predicts token 0."""
@@ -363,12 +398,9 @@ class GPT(nn.Module):
         assert isinstance(self.cls_embedding, CaptionEmbedding)
         return self.cls_embedding
 
-    def _prefix(self, x: Tensor, visible: Tensor) -> Prefix:
-        values = []
-        for layer in self._blocks():
-            x, value = layer.prefix(x, visible)
-            values.append(value)
-        return Prefix(tuple(values), visible.sum(1).float().log(), x[:, -1])
+
+def _each_its_own(x: Float[Tensor, "p t dim"], visible: Bool[Tensor, "p t"]) -> Slots:
+    return Slots(x, visible, torch.arange(len(x), device=x.device))
 
 
 @lru_cache(maxsize=16)
