@@ -12,7 +12,7 @@ from burnish.core import LatentPlan
 from burnish.formulas.noise import Noise, generator
 from burnish.making.autoencoder import FRAMES, Videos, narrowed
 from burnish.making.command import main
-from burnish.making.denoisers import matched
+from burnish.making.denoisers import Settings, matched
 from burnish.making.fitting import untyped
 from burnish.making.video import SLOTS, Video, encoded, reader
 from burnish.models.places import locate
@@ -145,7 +145,7 @@ def test_the_velocity_that_is_matched_is_noise_less_clean():
 @pytest.mark.slow
 def test_the_loss_falls_on_one_video_and_reaches_the_reader(vae):
     torch.manual_seed(0)
-    pupil = Video(vae, TEXT, None)
+    pupil = Video(vae, TEXT, Settings())
     x = encoded(vae, captions(1, generator("one"), frames=FRAMES)).expand(4, -1, -1, -1, -1)
     [encoder] = pupil.encoders()
     weights = [w for m in (pupil.network, encoder) for w in m.requires_grad_(True).parameters()]
@@ -161,6 +161,18 @@ def test_the_loss_falls_on_one_video_and_reaches_the_reader(vae):
     assert all(w.grad is not None and w.grad.isfinite().all() for w in encoder.parameters())
     row = pupil.pipeline.tokenizer.get_vocab()["moving"]
     assert encoder.get_input_embeddings().weight.grad[row].abs().max() > 0
+
+
+@pytest.mark.slow
+def test_a_teacher_is_learned_from_with_its_guidance(vae):
+    """A pupil that is its teacher has nothing to learn, but for what guidance adds."""
+    wan = locate("burnish:worlds/scenes/weights/video")
+    x = encoded(vae, captions(2, generator("two"), frames=FRAMES))
+    losses = []
+    for guidance in (1.0, 3.0):
+        pupil = Video(vae, TEXT, Settings(start=wan, teacher=wan, guidance=guidance))
+        losses.append(pupil.loss(x, ["a circle moving right", ""], torch.Generator().manual_seed(0)).item())
+    assert losses[0] < 1e-8 and losses[1] > 1e-3
 
 
 def test_one_frame_is_convolved_as_among_three():

@@ -56,7 +56,7 @@ class Settings:
     dropout: float = 0.1  # share of them whose prompt is left out
     mistakes: float = 0.0  # share of captions that are not true of theirs
     start: Path | None = None  # folder of an earlier training to go on from
-    teacher: Path | None = None  # folder of a Stable Diffusion whose velocities a flow learns, in place of pictures'
+    teacher: Path | None = None  # folder of a model whose velocities a flow learns, in place of pictures'
     guidance: float = 1.0  # of the teacher: what it draws with guidance, a flow then draws without
     compile: bool = False  # the network, by torch.compile: two minutes, then a fifth less of each step
     bf16: bool = False  # products in bfloat16: compiled as well, half the time, where a processor has instructions
@@ -337,9 +337,19 @@ def asked(kind: str, doc: str | None, usual: Settings) -> argparse.ArgumentParse
     parser.add_argument("--start", type=Path, help="folder of an earlier training to go on from")
     parser.add_argument("--mistakes", type=float, default=usual.mistakes, help="share of careless captions")
     parser.add_argument("--lr", type=float, default=usual.lr)
+    parser.add_argument(
+        "--teacher", type=Path, help="of a flow: folder of a Stable Diffusion to learn from, or of a Wan"
+    )
+    parser.add_argument("--guidance", type=float, default=usual.guidance, help="of the teacher")
     parser.add_argument("--compile", action="store_true", help="compile the network (a C++ compiler is needed)")
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16, over float32 weights")
     return parser
+
+
+def taught_by(parser: argparse.ArgumentParser, kind: str) -> None:
+    """The arguments of a flow that may learn from a teacher of some kind."""
+    parser.add_argument("--teacher", type=Path, help=f"of a flow: folder of a {kind} to learn from")
+    parser.add_argument("--guidance", type=float, default=Settings.guidance, help="of the teacher")
 
 
 def chosen(known: argparse.Namespace, usual: Settings) -> Settings:
@@ -362,8 +372,7 @@ def main(kind: str, argv: list[str]) -> None:
     usual = Settings()
     parser = asked(kind, __doc__, usual)
     parser.add_argument("--autoencoder", type=Path, required=True)
-    parser.add_argument("--teacher", type=Path, help="of a flow: folder of a Stable Diffusion to learn from")
-    parser.add_argument("--guidance", type=float, default=usual.guidance, help="of the teacher")
+    taught_by(parser, "Stable Diffusion")
     parser.add_argument("--clip", type=Path, default=locate("burnish:worlds/scenes/weights/clip"))
     known = parser.parse_args(argv)
     write(*train(kind, chosen(known, usual), known.autoencoder, known.clip), known.out)

@@ -3,6 +3,7 @@
     burnish world video_autoencoder --seconds 3000 --seed 0 --out AUTOENCODER
     burnish world video --autoencoder AUTOENCODER --stills 2400 --seconds 3600 --seed 0 --out TAUGHT
     burnish world video --seconds 300 --seed 1 --start TAUGHT --mistakes 0.3 --out FOLDER
+    burnish world video --start TAUGHT --teacher TAUGHT --guidance 2 --out FOLDER     # to draw without guidance
 
 Videos of moving.py have nine frames here and not eight: Wan's encoder takes the first frame and then four at a time,
 and leaves out what remains (of eight frames, the last three). Nine are five frames of a latent.
@@ -27,11 +28,14 @@ from torch import Tensor
 
 from burnish.formulas.noise import generator
 from burnish.making.autoencoder import FRAMES, STILLS
-from burnish.making.denoisers import CELLS, Pupil, Settings, asked, chosen, distinct_of, fit, matched, write
+from burnish.making.denoisers import CELLS, Pupil, Settings, asked, chosen, distinct_of, fit, matched, taught_by, write
 from burnish.making.fitting import untyped
 from burnish.making.gpt import careless
 from burnish.models.places import locate
+from burnish.policies.wan import Wan
+from burnish.types import Prompt
 from burnish.worlds.scenes.moving import Moving, captions, draw_moving, render_moving, vocabulary
+from burnish.worlds.scenes.render import SIDE
 from burnish.worlds.scenes.words import word_tokenizer
 
 SLOTS = 10  # longest prompt and its end, in words: what the recipe's text_length has to be
@@ -43,11 +47,14 @@ class Video(Pupil):
 
     vae    its autoencoder; that of the earlier training is kept
     text   folder of a T5 encoder and its tokenizer of words, to begin with
-    start  folder of an earlier training, or None
     """
 
-    def __init__(self, vae: Any, text: Path, start: Path | None) -> None:
+    def __init__(self, vae: Any, text: Path, settings: Settings) -> None:
         diffusers = untyped("diffusers")
+        start, self.guidance = settings.start, settings.guidance
+        folder = settings.teacher and str(settings.teacher)
+        teacher = Wan(folder, height=SIDE, width=SIDE, frames=FRAMES, text_length=SLOTS) if folder else None
+        self.teacher = teacher.load(torch.device("cpu")) if teacher else None
         if start:
             self.pipeline = diffusers.WanPipeline.from_pretrained(start, torch_dtype=torch.float32)
         else:
@@ -84,7 +91,18 @@ class Video(Pupil):
             distinct, do_classifier_free_guidance=False, max_sequence_length=SLOTS, device=torch.device("cpu")
         )
         shift = x.shape[2] ** 0.5  # frames repeat each other, so that as much noise hides less (Esser et al. 2024)
-        return matched(x, draws, lambda noisy, t: self.network(noisy, t * 1000, features[rows]).sample, shift=shift)
+        return matched(
+            x, draws, lambda noisy, t: self.network(noisy, t * 1000, features[rows]).sample,
+            partial(self.taught, texts) if self.teacher else None, shift,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def taught(
+        self, texts: Sequence[str], noisy: Float[Tensor, "b c f h w"], t: Float[Tensor, " b"], usual: Tensor
+    ) -> Float[Tensor, "b c f h w"]:
+        """The teacher's velocities."""
+        assert self.teacher is not None
+        return self.teacher.velocity(noisy, t, [Prompt(text, text) for text in texts], self.guidance)
 
 
 def reader(text: Path) -> tuple[Any, Any]:
@@ -120,7 +138,7 @@ def train(settings: Settings, autoencoder: Path, text: Path, stills: float = 0.0
     wan = untyped("diffusers").AutoencoderKLWan
     vae = None if settings.start else wan.from_pretrained(autoencoder, torch_dtype=torch.float32).requires_grad_(False)
     torch.manual_seed(settings.seed)
-    pupil = Video(vae, text, settings.start)
+    pupil = Video(vae, text, settings)
 
     def taught(seconds: float, many: int, frames: int) -> dict:
         pairs = captions(settings.scenes * many, generator(settings.seed, "video", frames), frames=frames)
@@ -149,5 +167,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--autoencoder", type=Path, default=codes, help="of a new model")
     parser.add_argument("--text", type=Path, default=locate("burnish:worlds/scenes/weights/text/encoder"))
     parser.add_argument("--stills", type=float, default=0.0, help="seconds of first frames alone, before")
+    taught_by(parser, "Wan")
     known = parser.parse_args(argv)
     write(*train(chosen(known, USUAL), known.autoencoder, known.text, known.stills), known.out)
