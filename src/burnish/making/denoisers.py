@@ -337,10 +337,6 @@ def asked(kind: str, doc: str | None, usual: Settings) -> argparse.ArgumentParse
     parser.add_argument("--start", type=Path, help="folder of an earlier training to go on from")
     parser.add_argument("--mistakes", type=float, default=usual.mistakes, help="share of careless captions")
     parser.add_argument("--lr", type=float, default=usual.lr)
-    parser.add_argument(
-        "--teacher", type=Path, help="of a flow: folder of a Stable Diffusion to learn from, or of a Wan"
-    )
-    parser.add_argument("--guidance", type=float, default=usual.guidance, help="of the teacher")
     parser.add_argument("--compile", action="store_true", help="compile the network (a C++ compiler is needed)")
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16, over float32 weights")
     return parser
