@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from burnish.formulas.noise import Noise
 from burnish.models.arithmetic import quick_in_bf16
-from burnish.models.linear_layers import PackedLinear
+from burnish.models.linear_layers import CastLinear, PackedLinear
 from burnish.models.llamagen.gpt import GPT, GPTConfig, released_gpt
 from burnish.models.llamagen.vq import RELEASED_VQ, VQConfig, VQModel
 from burnish.policies.llamagen import LlamaGen, LlamaGenPolicy
@@ -145,9 +144,8 @@ def laid_out(products: Products, cast: bool) -> dict[Tensor, Callable[[Tensor], 
     """A product with each of the weights, in the way that is the quickest for drawing."""
     dtype = torch.bfloat16 if cast else torch.float32
     weights = {weight for _, weight in products}
-    if next(iter(weights)).is_cuda:
-        return {weight: partial(F.linear, weight=weight.detach().to(dtype)) for weight in weights}
-    return {weight: PackedLinear(weight, dtype) for weight in weights}
+    layer = PackedLinear if next(iter(weights)).device.type == "cpu" else CastLinear
+    return {weight: layer(weight.detach(), dtype) for weight in weights}
 
 
 @torch.no_grad()

@@ -129,7 +129,7 @@ def test_a_run_of_divided_weights_goes_on_with_whole_ones_and_back(run: Several)
     [
         ("flow+shard", "shard: the weights of this policy cannot be divided"),
         ("raster+shard", "shard: the weights of ToyPolicy cannot be divided"),
-        ("llamagen_lora+shard", "policy.llamagen.lora: a network with adapters is not divided"),
+        ("llamagen_lora+shard", "policy.llamagen.lora: not beside shard"),
         ("gardo+shard", "shard: this objective makes passes for some samples alone"),
         ("refill+shard", "shard: flat_groups: refill draws more in one process than in another"),
     ],

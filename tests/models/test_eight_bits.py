@@ -58,7 +58,7 @@ def test_only_linear_layers_of_the_part_are_rounded():
     assert copy["head"].weight is model["head"].weight and copy["body"][1].weight is model["body"][1].weight
 
 
-def testsums_are_whole_without_the_processors_own():
+def test_sums_are_whole_without_the_processors_own():
     """oneDNN held to AVX2 adds pairs in 16 bits and cuts them off: products are then made otherwise, and the same."""
     code = (
         "import torch; from burnish.models.eight_bits import Int8Linear, sums_are_whole;"

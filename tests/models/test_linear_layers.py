@@ -54,6 +54,8 @@ def test_adapters_are_in_what_is_packed_only_while_they_are_at_work():
         if "lora_B" in name:
             nn.init.normal_(weight)
     adapted = packed(model, torch.float32, CPU)
+    assert isinstance(adapted.head.base_layer, PackedLinear)
+    assert adapted.head.lora_A["default"].weight is model.head.lora_A["default"].weight
     with adapters_off(model):
         plain = packed(model, torch.float32, CPU)
         torch.testing.assert_close(plain(x), model(x), rtol=1e-5, atol=1e-6)
@@ -70,6 +72,13 @@ def test_layers_outside_of_the_part_are_shared():
     model = Two()
     copy = with_linear_layers(model, "body", lambda weight: nn.Identity())
     assert isinstance(copy.body[0], nn.Identity) and copy.head.weight is model.head.weight
+
+
+def test_a_layer_is_made_once():
+    model, made = Two(), []
+    adapt(model, Lora(rank=2), ("head",))
+    with_linear_layers(model, "", lambda weight: made.append(weight.shape) or nn.Identity())
+    assert made == [(24, 40), (7, 24)]
 
 
 def test_a_layer_with_a_bias_is_refused():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,27 +17,33 @@ M = TypeVar("M", bound=nn.Module)
 def with_linear_layers(model: M, part: str, make: Callable[[Float[Tensor, "out in"]], nn.Module]) -> M:
     """A copy whose linear layers inside `part` (empty: all of it) are `make` of their weights (out, in).
 
-    Adapters of peft are added to the weights if these are at work. All other weights are shared. Layers have to be
+    Adapters of peft stay beside them as they are, at work or not. All other weights are shared. Layers have to be
     without bias. The copy does not follow the weights of these layers: it is made anew.
     """
     copy = deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-    for parent in list(copy.get_submodule(part).modules()):
-        for name, layer in list(parent.named_children()):
-            weight = _weight(layer)
-            if weight is not None:
-                setattr(parent, name, make(weight))
+    _exchange(copy.get_submodule(part), make)
     return copy
 
 
-def _weight(layer: Any) -> Tensor | None:
-    """The weights of a linear layer, adapted or not, and None of any other."""
-    if not isinstance(base := getattr(layer, "base_layer", layer), nn.Linear):
-        return None
-    assert base.bias is None, "a layer with a bias"
-    weight = base.weight.detach()
-    if base is not layer and not layer.disable_adapters:
-        weight = sum((layer.get_delta_weight(name) for name in layer.active_adapters), weight)
-    return weight
+def _exchange(parent: nn.Module, make: Callable[[Tensor], nn.Module]) -> None:
+    for name, layer in list(parent.named_children()):
+        if isinstance(layer, nn.Linear):
+            assert layer.bias is None, "a layer with a bias"
+            setattr(parent, name, make(layer.weight.detach()))
+        elif name not in ("lora_A", "lora_B"):
+            _exchange(layer, make)
+
+
+class CastLinear(nn.Module):
+    """x W^T of weights (out, in) that have been cast once: autocast inside a compiled graph does so at every call."""
+
+    def __init__(self, weight: Float[Tensor, "out in"], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.to(dtype))
+        self.weight: Tensor
+
+    def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        return F.linear(x.to(self.weight.dtype), self.weight)
 
 
 class PackedLinear(nn.Module):
@@ -50,7 +57,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Float[Tensor, "out in"], dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype).contiguous(), FEW_ROWS)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), FEW_ROWS)
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, None, "none", [], "")
@@ -60,10 +67,12 @@ FEW_ROWS = 16  # what packing is told to expect; other numbers of rows are as qu
 
 
 def packed(model: M, dtype: torch.dtype, device: torch.device) -> M:
-    """A copy to draw with, or the model itself where there is nothing to gain: products of a GPU, torch without oneDNN.
+    """A copy to draw with, or the model itself where layers cannot be packed: on a GPU, by a torch without oneDNN.
 
     dtype  of the arithmetic, as autocast would have it
     """
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return model
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return model
     return with_linear_layers(model, "", lambda weight: PackedLinear(weight, dtype))

@@ -9,7 +9,6 @@ exact); guidance mixes outputs before the head, which is linear, so that the hea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,10 +27,10 @@ from burnish.laps import lap
 from burnish.models.arithmetic import Precision, autocast, quick_in_bf16
 from burnish.models.captions import Captions
 from burnish.models.eight_bits import in_eight_bits
-from burnish.models.linear_layers import packed
+from burnish.models.linear_layers import CastLinear, packed, with_linear_layers
 from burnish.models.llamagen.files import gpt_shape, load_gpt, load_vq, save_model, vq_shape
 from burnish.models.llamagen.gpt import GPT, Cache, GPTConfig, Prefix, Slots, released_gpt
-from burnish.models.llamagen.static import StaticSteps
+from burnish.models.llamagen.static import StaticSteps, padded
 from burnish.models.llamagen.vq import RELEASED_VQ, VQModel, decode_in_chunks
 from burnish.models.lora import Lora, adapt, adapters_off, merged
 from burnish.models.places import fetch
@@ -58,7 +57,9 @@ class LlamaGen(PolicySpec):
     draw_precision: Literal["same", "int8"] = (
         "same"  # of the blocks' products while drawing. int8: what drew is recorded, and law_gap tells how far it is
     )
-    compile: bool = False  # drawing of a token, by torch.compile, in CUDA graphs on a GPU: minutes at the first draw
+    compile: bool = (
+        False  # drawing of a token, by torch.compile, in CUDA graphs on a GPU: minutes for each number of rows
+    )
     speculative: int = 0  # tokens that are guessed and checked in each pass while drawing; the law stays as it is
     decode_rows: int = 64  # pictures decoded at once
     decode_precision: Literal["fp32", "bf16", "fastest"] = (
@@ -130,6 +131,7 @@ class LlamaGenPolicy(KeepsCopies):
         self.side = spec.pixels // vq.config.cell
         self._cache: Cache | None = None
         self._divided = False  # among processes
+        self._drawn: GPT | None = None  # the copy that draws, where it has to stay
         self.passes = 0  # of the network for the last rollout's tokens, where some were guessed
         quick = spec.decode_precision == "fastest" and quick_in_bf16(device)
         self._decodes_bf16 = quick or spec.decode_precision == "bf16"
@@ -144,7 +146,7 @@ class LlamaGenPolicy(KeepsCopies):
     def sample(self, prompts: Sequence[Prompt], plan: Plan, noise: Noise) -> Rollout:
         assert isinstance(plan, TokenPlan), f"{type(plan).__name__} is no plan for tokens"
         rows, distinct = distinct_prompts(prompts)
-        with self._arithmetic():
+        with autocast(self.device, self.spec.precision):
             tokens = self._draw(distinct, rows.to(self.device), plan, noise)
         with lap("decode"), torch.autocast(self.device.type, torch.bfloat16, enabled=self._decodes_bf16):
             media = decode_in_chunks(self.vq, tokens.ids, self.spec.decode_rows).float()
@@ -157,7 +159,8 @@ class LlamaGenPolicy(KeepsCopies):
         prefix = whole.prefix(Slots.concatenate(branches))
         gpt = self._drawing(whole)
         plain = _plain(plan, "sampled")
-        cache = self._room(len(branches) * b)
+        rows = len(branches) * b
+        cache = self._room(padded(rows) if self.spec.compile else rows)
         bias = gpt.fill(cache, prefix)
         uniform = noise.uniform(n).to(self.device)
         if self.spec.speculative and n > 1:
@@ -191,9 +194,19 @@ class LlamaGenPolicy(KeepsCopies):
         """The network that draws: its blocks have been rounded if so asked for. The head, which decides, never is."""
         if self.spec.draw_precision == "int8":
             gpt = in_eight_bits(gpt, "layers")
-        if self.spec.compile:  # which knows nothing of weights that are laid out otherwise
+        dtype = torch.bfloat16 if self.spec.precision == "bf16" else torch.float32
+        if not self.spec.compile:
+            return packed(gpt, dtype, self.device)
+        if dtype != torch.float32:
+            gpt = with_linear_layers(gpt, "", lambda weight: CastLinear(weight, dtype))
+        if gpt is self.gpt or self.spec.lora:  # whether adapters are at work is said in the copy
             return gpt
-        return packed(gpt, torch.bfloat16 if self.spec.precision == "bf16" else torch.float32, self.device)
+        # Graphs know weights by where they lie: the first copy takes the values of the others.
+        if self._drawn is None:
+            self._drawn = gpt
+        for kept, fresh in zip(self._drawn.buffers(), gpt.buffers(), strict=True):
+            kept.copy_(fresh)
+        return self._drawn
 
     def _guessed(
         self, gpt: GPT, prefix: Prefix, plan: TokenPlan, cache: Cache, bias: Tensor | None, uniform: Tensor
@@ -250,7 +263,7 @@ class LlamaGenPolicy(KeepsCopies):
         plan, tokens = rollout.plan, rollout.decisions[0]
         assert isinstance(plan, TokenPlan) and isinstance(tokens, Tokens)
         rows, distinct = distinct_prompts(rollout.prompts)
-        with self._arithmetic():
+        with autocast(self.device, self.spec.precision, cached=not self._divided):
             return self.gpt(lambda: self._scored(tokens.ids, distinct, rows.to(self.device), plan))
 
     def _scored(
@@ -308,14 +321,12 @@ class LlamaGenPolicy(KeepsCopies):
             return hidden[0]
         return guided(hidden[0], hidden[1], plan.guidance, plan.detach_null)
 
-    def _arithmetic(self) -> AbstractContextManager:
-        return autocast(self.device, self.spec.precision, cached=not self._divided)
-
     # --- weights -----------------------------------------------------------------------------------------------------
 
     def divide(self, mesh: Any) -> None:
-        if self.spec.lora:
-            raise ValueError("policy.llamagen.lora: a network with adapters is not divided; leave out shard or lora")
+        for name, asked in (("lora", self.spec.lora), ("compile", self.spec.compile)):
+            if asked:
+                raise ValueError(f"policy.llamagen.{name}: not beside shard; leave one of the two out")
         shard(self.gpt, mesh)
         self._divided = True
         self.copies = Copies(list(self.gpt.named_parameters()))

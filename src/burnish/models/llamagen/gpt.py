@@ -380,10 +380,10 @@ class GPT(nn.Module):
         return Cache(make(), make())
 
     def fill(self, cache: Cache, prefix: Prefix) -> Tensor | None:
-        """Write the prefix into slot 0. Returns the score bias of the slots, or None if it is zero everywhere."""
+        """Write the prefix into slot 0 of the first rows. Returns the score bias of the slots, None if it is zero."""
         for keys, values, value in zip(cache.keys, cache.values, prefix.value, strict=True):
-            keys[:, :, 0] = 0
-            values[:, :, 0] = value
+            keys[: len(value), :, 0] = 0
+            values[: len(value), :, 0] = value
         if self.config.prefix == 1:
             return None
         bias = torch.zeros(len(prefix.score), 1, 1, cache.keys[0].shape[2], dtype=cache.keys[0].dtype)

@@ -2,8 +2,9 @@
 
 `GPT.next` attends to as many slots as there are tokens, so that each of its steps has other shapes. Here a step attends
 to a quarter, a half, three quarters or all of the slots, and those that hold nothing yet are masked: a step has one of
-four shapes, and the slot that it writes is a number in the device's memory. A GPU is then told of a whole step at once,
-in place of some fifteen kernels for every layer, of which each takes less long than telling.
+four shapes, and the slot that it writes is a number in the device's memory. Rows are drawn by powers of two, some for
+nothing. A GPU is then told of a whole step at once, in place of some fifteen kernels for every layer, of which each
+takes less long than telling.
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from burnish.models.llamagen.gpt import GPT, Cache
 
 LENGTHS = 4  # shapes of a step
-GRAPHS = 64  # that are kept: four for each number of rows that is drawn at once, and as many for other weights
+GRAPHS = 64  # that may be compiled: four for each power of two that rows are drawn by
+
+
+def padded(rows: int) -> int:
+    """The next power of two: for how many rows the cache has to have room."""
+    return 1 << (rows - 1).bit_length()
 
 
 class StaticSteps:
@@ -36,14 +43,18 @@ class StaticSteps:
     def next(
         self, ids: Int[Tensor, " b"], position: int, side: int, cache: Cache, bias: Tensor | None
     ) -> Float[Tensor, "b dim"]:
-        """Output that predicts token `position + 1`. It is overwritten by the next one."""
-        seen = seen_of(position + 1, len(self.slots))
+        """Output that predicts token `position + 1`. On a GPU it is overwritten by the next one.
+
+        The cache has room for as many rows as `padded` says.
+        """
+        seen, spare = seen_of(position + 1, len(self.slots)), len(cache.keys[0]) - len(ids)
+        more = F.pad(ids, (0, spare))
+        bias = None if bias is None else F.pad(bias, (0, 0, 0, 0, 0, 0, 0, spare))
         if self.turns.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()
+        slot = self.slots[position + 1 : position + 2]
         with torch._dynamo.config.patch(recompile_limit=GRAPHS):
-            return self.step(
-                self.gpt, ids, self.turns, self.slots[position + 1 : position + 2], self.slots[:seen], cache, bias
-            )
+            return self.step(self.gpt, more, self.turns, slot, self.slots[:seen], cache, bias)[: len(ids)]
 
 
 def seen_of(slot: int, slots: int) -> int:
