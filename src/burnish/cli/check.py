@@ -48,6 +48,8 @@ def check(
     print(f"estimate, without rewards and the decoding of pictures: {taken.total / 1e9:.2f} GB of memory or more")
     for what, size in taken.memory.items():
         print(f"    {what:<12} {size / 1e9:8.3f} GB")
+    if decoded.shard:
+        print("    of one process alone: with shard, all but cache and activations is divided among those there are")
     hours = taken.seconds_a_step * decoded.steps / 3600
     print(
         f"    {taken.seconds_a_step:.2f} s a step or more, {hours:.2f} h for all, at the "
