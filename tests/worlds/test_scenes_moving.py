@@ -79,6 +79,8 @@ def test_no_held_out_combination_is_in_any_training_prompt_read_from_its_words()
 def test_categories_take_turns():
     assert Counter(p.facts["category"] for p in moving.evenly()) == dict.fromkeys(CATEGORIES, 64)
     assert len({p.id for p in moving.evenly()}) == 320
+    assert Counter(p.facts["category"] for p in moving.of_two()) == dict.fromkeys(("beside", "both", "towards"), 64)
+    assert all(len(p.facts["objects"]) == 2 for p in moving.of_two())
     asked = moving.heldout(12)
     assert [p.facts["category"] for p in asked] == [CATEGORIES[i % 5] for i in range(12)]
     assert asked == moving.heldout(20)[:12] and asked != moving.heldout(12, seed=1)

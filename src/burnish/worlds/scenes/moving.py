@@ -30,7 +30,8 @@ from burnish.worlds.scenes.render import BACKGROUNDS, GAP, SIDE, Object, Scene, 
 FRAMES = 8  # of a video, unless another number is asked for
 MOTIONS: Mapping[str, tuple[int, int]] = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}  # y is down
 APPROACHES: Mapping[str, int] = {"towards": 1, "away from": -1}
-CATEGORIES = ("motion", "painted", "beside", "both", "towards")
+OF_TWO = ("beside", "both", "towards")
+CATEGORIES = ("motion", "painted", *OF_TWO)
 HELD_MOTIONS = frozenset(
     {("circle", "left"), ("square", "up"), ("triangle", "right"), ("star", "down"), ("cross", "left")}
 )
@@ -53,9 +54,18 @@ def train() -> tuple[Prompt, ...]:
 
 def evenly() -> tuple[Prompt, ...]:
     """Prompts to train on with the categories taking turns. A prompt that returns has a number in its id."""
+    return _evenly(CATEGORIES)
+
+
+def of_two() -> tuple[Prompt, ...]:
+    """The same of the categories of two objects, which can be taken for each other."""
+    return _evenly(OF_TWO)
+
+
+def _evenly(categories: Sequence[str]) -> tuple[Prompt, ...]:
     asked: Counter[str] = Counter()
     found = []
-    for prompt in grammar.balanced(train(), 64 * len(CATEGORIES), 0, CATEGORIES):
+    for prompt in grammar.balanced(train(), 64 * len(categories), 0, categories):
         asked[prompt.id] += 1
         turn = asked[prompt.id]
         found.append(prompt if turn == 1 else replace(prompt, id=f"{prompt.id}#{turn}"))
