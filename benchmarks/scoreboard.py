@@ -242,7 +242,8 @@ spent, between two passes in proportion. Seconds are those of the quickest of a 
 machine. Trained reward: the gain, on the same held-out prompts, of what the recipe
 optimises, which is the share of the truth that is met, or the score of its CLIP (alignprop, draft, refl, pref_grpo).
 Diversity is that of two samples of a prompt; distance is E |v - v_0|^2 / E |v_0|^2 along the base's draws. Models of
-Stable Diffusion's and of Stable Diffusion 3's format begin from different success: compare within one kind."""
+Stable Diffusion's and of Stable Diffusion 3's format begin from different success: compare within one kind. What
+differs from the papers is in [surprises.md](surprises.md)."""
 
 
 def bits(text: str) -> np.ndarray:
