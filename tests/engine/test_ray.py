@@ -36,6 +36,7 @@ CPU = torch.device("cpu")
 def cluster() -> Iterator[None]:
     """Workers wait more than they work here: there may be more of them than cores."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.shutdown()  # a test elsewhere may have begun one of as many cores as there are
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
