@@ -159,8 +159,8 @@ class LlamaGenPolicy(KeepsCopies):
         prefix = whole.prefix(Slots.concatenate(branches))
         gpt = self._drawing(whole)
         plain = _plain(plan, "sampled")
-        rows = len(branches) * b
-        cache = self._room(padded(rows) if self.spec.compile else rows)
+        room = len(branches) * b
+        cache = self._room(padded(room) if self.spec.compile else room)
         bias = gpt.fill(cache, prefix)
         uniform = noise.uniform(n).to(self.device)
         if self.spec.speculative and n > 1:

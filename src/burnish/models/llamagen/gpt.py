@@ -142,14 +142,7 @@ class Attention(nn.Module):
         return self.wo(mixed.transpose(1, 2).flatten(2))
 
     def next(
-        self,
-        x: Tensor,
-        rope: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        slot: slice | Tensor,
-        seen: slice,
-        bias: Tensor | None,
+        self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, slot: Slot, seen: slice, bias: Tensor | None
     ) -> Tensor:
         """Attention of one token, which is written into the cache at `slot`, to the slots `seen`."""
         q, k, v = self._qkv(x, rope)
@@ -215,14 +208,7 @@ class Block(nn.Module):
         return prefix, self._feed(x + self.attention.all(self.attention_norm(x), rope, value[rows], mask))
 
     def next(
-        self,
-        x: Tensor,
-        rope: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        slot: slice | Tensor,
-        seen: slice,
-        bias: Tensor | None,
+        self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, slot: Slot, seen: slice, bias: Tensor | None
     ) -> Tensor:
         return self._feed(x + self.attention.next(self.attention_norm(x), rope, keys, values, slot, seen, bias))
 
