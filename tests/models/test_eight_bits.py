@@ -61,9 +61,9 @@ def test_only_linear_layers_of_the_part_are_rounded():
 def test_sums_are_whole_without_the_processors_own():
     """oneDNN held to AVX2 adds pairs in 16 bits and cuts them off: products are then made otherwise, and the same."""
     code = (
-        "import torch; from burnish.models.eight_bits import Int8Linear, sums_are_whole;"
+        "import torch; from burnish.models.eight_bits import Int8Linear, _sums_are_whole;"
         "torch.manual_seed(0); layer = Int8Linear(torch.rand(8, 3000));"
-        "print(sums_are_whole(torch.device('cpu')), layer(torch.rand(3, 3000)).sum(dtype=torch.float64).item())"
+        "print(_sums_are_whole(torch.device('cpu')), layer(torch.rand(3, 3000)).sum(dtype=torch.float64).item())"
     )
     told = []
     for kept in ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, {}):

@@ -52,9 +52,10 @@ class Video(Pupil):
     def __init__(self, vae: Any, text: Path, settings: Settings) -> None:
         diffusers = untyped("diffusers")
         start, self.guidance = settings.start, settings.guidance
-        folder = settings.teacher and str(settings.teacher)
-        teacher = Wan(folder, height=SIDE, width=SIDE, frames=FRAMES, text_length=SLOTS) if folder else None
-        self.teacher = teacher.load(torch.device("cpu")) if teacher else None
+        self.teacher = None
+        if settings.teacher:
+            teacher = Wan(str(settings.teacher), height=SIDE, width=SIDE, frames=FRAMES, text_length=SLOTS)
+            self.teacher = teacher.load(torch.device("cpu"))
         if start:
             self.pipeline = diffusers.WanPipeline.from_pretrained(start, torch_dtype=torch.float32)
         else:

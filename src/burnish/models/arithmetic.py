@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 Precision = Literal["fp32", "bf16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def autocast(device: torch.device, precision: Precision, cached: bool = True) -> torch.autocast:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from burnish.models.arithmetic import Precision, autocast
 
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 INDEX = "model_index.json"
 DECODERS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLQwenImage")
 

@@ -34,19 +34,19 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.levels: Tensor
         self.scale: Tensor
-        self.whole = sums_are_whole(levels.device)
+        self.whole = _sums_are_whole(levels.device)
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         levels, scale = rounded(x.reshape(-1, x.shape[-1]))
         rows = len(levels)
         if x.is_cuda and rows < LEAST_ROWS:
             levels = F.pad(levels, (0, 0, 0, LEAST_ROWS - rows))
-        product = torch.ops.aten._int_mm if self.whole else slow_product
+        product = torch.ops.aten._int_mm if self.whole else _slow_product
         sums = product(levels, self.levels)[:rows]
         return (sums * scale * self.scale.t()).to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def slow_product(a: Int8[Tensor, "m k"], b: Int8[Tensor, "k n"]) -> Tensor:
+def _slow_product(a: Int8[Tensor, "m k"], b: Int8[Tensor, "k n"]) -> Tensor:
     """Sums of products of whole numbers in float32, exact: 1024 x 127^2 is below 2^24."""
     with torch.autocast(a.device.type, enabled=False):
         parts = (x.float() @ y.float() for x, y in zip(a.split(1024, 1), b.split(1024), strict=True))
@@ -54,7 +54,7 @@ def slow_product(a: Int8[Tensor, "m k"], b: Int8[Tensor, "k n"]) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def sums_are_whole(device: torch.device) -> bool:
+def _sums_are_whole(device: torch.device) -> bool:
     """Whether eight-bit products keep their sums: processors without VNNI add pairs in 16 bits, and cut them off."""
     most = torch.full((32, 64), LEVELS, dtype=torch.int8, device=device)
     return bool((torch.ops.aten._int_mm(most, most.t()) == 64 * LEVELS**2).all())

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.formulas.guidance import guided
-from burnish.models.arithmetic import Precision, autocast
+from burnish.models.arithmetic import DTYPES, Precision, autocast
 from burnish.models.denoiser import Network
-from burnish.models.diffusers_parts import DTYPES, Decoder, Folder, Texts, latent_shape
+from burnish.models.diffusers_parts import Decoder, Folder, Texts, latent_shape
 from burnish.models.flow_times import EULER
 from burnish.models.lora import Lora, adapt, adapters_off, merged
 from burnish.models.sharding import shard

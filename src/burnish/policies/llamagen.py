@@ -24,7 +24,7 @@ from burnish.formulas.guidance import guided
 from burnish.formulas.noise import Noise
 from burnish.formulas.tokens import draw_with_logp, law_logits, logp_of
 from burnish.laps import lap
-from burnish.models.arithmetic import Precision, autocast, quick_in_bf16
+from burnish.models.arithmetic import DTYPES, Precision, autocast, quick_in_bf16
 from burnish.models.captions import Captions
 from burnish.models.eight_bits import in_eight_bits
 from burnish.models.linear_layers import CastLinear, packed, with_linear_layers
@@ -194,7 +194,7 @@ class LlamaGenPolicy(KeepsCopies):
         """The network that draws: its blocks have been rounded if so asked for. The head, which decides, never is."""
         if self.spec.draw_precision == "int8":
             gpt = in_eight_bits(gpt, "layers")
-        dtype = torch.bfloat16 if self.spec.precision == "bf16" else torch.float32
+        dtype = DTYPES[self.spec.precision]
         if not self.spec.compile:
             return packed(gpt, dtype, self.device)
         if dtype != torch.float32:
@@ -253,8 +253,8 @@ class LlamaGenPolicy(KeepsCopies):
     def _room(self, rows: int) -> Cache:
         """The cache, allocated anew only when more rows are asked for than ever before."""
         if self._cache is None or len(self._cache.keys[0]) < rows:
-            dtype = torch.bfloat16 if self.spec.precision == "bf16" else torch.float32
-            self._cache = self.gpt.cache(rows, self.side**2 + 1 + self.spec.speculative, dtype, self.device)
+            slots = self.side**2 + 1 + self.spec.speculative
+            self._cache = self.gpt.cache(rows, slots, DTYPES[self.spec.precision], self.device)
         return Cache(tuple(k[:rows] for k in self._cache.keys), tuple(v[:rows] for v in self._cache.values))
 
     # --- scoring -----------------------------------------------------------------------------------------------------

@@ -372,9 +372,9 @@ class GPT(nn.Module):
             values[: len(value), :, 0] = value
         if self.config.prefix == 1:
             return None
-        bias = torch.zeros(len(prefix.score), 1, 1, cache.keys[0].shape[2], dtype=cache.keys[0].dtype)
+        bias = torch.zeros(len(cache.keys[0]), 1, 1, cache.keys[0].shape[2], dtype=cache.keys[0].dtype)
         bias = bias.to(prefix.score.device)
-        bias[:, 0, 0, 0] = prefix.score
+        bias[: len(prefix.score), 0, 0, 0] = prefix.score
         return bias
 
     def _blocks(self) -> Sequence[Block]:

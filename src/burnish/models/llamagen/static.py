@@ -47,9 +47,8 @@ class StaticSteps:
 
         The cache has room for as many rows as `padded` says.
         """
-        seen, spare = seen_of(position + 1, len(self.slots)), len(cache.keys[0]) - len(ids)
-        more = F.pad(ids, (0, spare))
-        bias = None if bias is None else F.pad(bias, (0, 0, 0, 0, 0, 0, 0, spare))
+        seen = seen_of(position + 1, len(self.slots))
+        more = F.pad(ids, (0, len(cache.keys[0]) - len(ids)))
         if self.turns.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()
         slot = self.slots[position + 1 : position + 2]

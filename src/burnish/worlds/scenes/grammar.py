@@ -77,9 +77,14 @@ def evenly() -> tuple[Prompt, ...]:
 
     A prompt that returns has a number in its id.
     """
+    return in_turns(train(), CATEGORIES)
+
+
+def in_turns(prompts: Sequence[Prompt], categories: Sequence[str]) -> tuple[Prompt, ...]:
+    """64 of these prompts for every category, which take turns. A prompt that returns has a number in its id."""
     asked: Counter[str] = Counter()
     found = []
-    for prompt in balanced(train(), 64 * len(CATEGORIES), seed=0):
+    for prompt in balanced(prompts, 64 * len(categories), 0, categories):
         asked[prompt.id] += 1
         turn = asked[prompt.id]
         found.append(prompt if turn == 1 else replace(prompt, id=f"{prompt.id}#{turn}"))

@@ -11,9 +11,7 @@ direction of `HELD_MOTIONS`, or a colour or a pair of shapes that is held out th
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from itertools import permutations, product
 from typing import Any
@@ -54,22 +52,12 @@ def train() -> tuple[Prompt, ...]:
 
 def evenly() -> tuple[Prompt, ...]:
     """Prompts to train on with the categories taking turns. A prompt that returns has a number in its id."""
-    return _evenly(CATEGORIES)
+    return grammar.in_turns(train(), CATEGORIES)
 
 
 def of_two() -> tuple[Prompt, ...]:
     """The same of the categories of two objects, which can be taken for each other."""
-    return _evenly(OF_TWO)
-
-
-def _evenly(categories: Sequence[str]) -> tuple[Prompt, ...]:
-    asked: Counter[str] = Counter()
-    found = []
-    for prompt in grammar.balanced(train(), 64 * len(categories), 0, categories):
-        asked[prompt.id] += 1
-        turn = asked[prompt.id]
-        found.append(prompt if turn == 1 else replace(prompt, id=f"{prompt.id}#{turn}"))
-    return tuple(found)
+    return grammar.in_turns(train(), OF_TWO)
 
 
 def heldout(n: int | None = None, seed: int = 0) -> tuple[Prompt, ...]:
