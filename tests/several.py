@@ -280,6 +280,10 @@ def main(name: str, folder: str, *resume: str) -> int:
                 home.with_suffix(".json").write_text(json.dumps(found.as_dict()))
             return 0
         train(replace(whole, steps=int(until)) if until else whole, home, bool(resume), Reporter(home, quiet=True))
+        if not shard and (
+            left := [name for name in _threads() if "gloo" in name]
+        ):  # torch's caches of DTensors keep them
+            raise AssertionError(f"threads are left that may abort the exit: {left}")
     except ValueError as problem:
         print(f"process {os.environ.get('RANK', '0')}: {problem}", flush=True)
         return 2
@@ -289,6 +293,10 @@ def main(name: str, folder: str, *resume: str) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _threads() -> list[str]:
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 def _fork(rank: int, processes: int, port: int, name: str, folder: str, resume: bool) -> int:

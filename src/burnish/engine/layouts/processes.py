@@ -13,6 +13,7 @@ network is loaded whole before it is divided, so it has to fit on one device wit
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -68,6 +69,8 @@ class Processes:
     def __init__(self) -> None:
         self._opened = not dist.is_initialized()  # Ray Train has done it
         if self._opened:
+            # Imported later, its functions keep the group for good (as a default); its threads may abort the exit.
+            importlib.import_module("torch.distributed.nn")
             dist.init_process_group(backend(torch.cuda.is_available()), timeout=PATIENCE)
         self.ranks = Company(dist.get_rank(), dist.get_world_size())
 
