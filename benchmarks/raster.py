@@ -8,6 +8,7 @@ floor   the matrix products that this work cannot do without, one after another,
 naive   the loop of benchmarks/naive.py on the same weights; its greedy tokens and its gradients must be ours
 step    drawing, the reference's log-probabilities, the policy's and the gradient; no decoding, no optimiser
 quick   blocks in eight bits while drawing, and everything else in bfloat16
+gap     of a law: mean difference of what a policy says of its tokens while drawing and while scoring
 cpu     processor seconds over all threads; ratios are medians over rounds in which all take their turn
 """
 
@@ -210,17 +211,20 @@ def measure_drawing(
     inputs = inputs_of(products)
     cast = setting.precision == "bf16"
     by = laid_out(products, cast)
-    rounded = changed(policy, draw_precision="int8")
-    jobs: dict[str, Callable[[], Tensor]] = {
-        "draw": lambda: policy.sample(prompts, plan, noise).decisions[0].ids,
-        "int8": lambda: rounded.sample(prompts, plan, noise).decisions[0].ids,
+    quicker = {"eight bits": changed(policy, draw_precision="int8")}
+    if not cast and quick_in_bf16(policy.device):
+        quicker["bfloat16"] = changed(policy, precision="bf16")
+    jobs: dict[str, Callable[[], object]] = {
+        "draw": lambda: policy.sample(prompts, plan, noise),
         "floor": lambda: run_forward(products, inputs, by),
     }
+    jobs |= {name: lambda one=one: one.sample(prompts, plan, noise) for name, one in quicker.items()}
     if setting.device == "cpu" and not cast:
         greedy = replace(plan, top_k=1)
-        jobs["greedy"] = lambda: policy.sample(prompts, greedy, noise).decisions[0].ids
+        jobs["greedy"] = lambda: policy.sample(prompts, greedy, noise)
         jobs["naive"] = lambda: naive(policy, prompts, setting)
-        same = bool(torch.equal(jobs["greedy"](), jobs["naive"]()))
+        drawn = policy.sample(prompts, greedy, noise).decisions[0].ids
+        same = bool(torch.equal(drawn, naive(policy, prompts, setting)))
         yield "greedy tokens are those of the naive loop", float(same)
         assert same, "the naive loop drew other tokens"
     took = turns(jobs, setting.repeats, policy.device)
@@ -229,10 +233,13 @@ def measure_drawing(
     yield "draw, floor seconds", median(took["floor"])
     what = "cpu" if setting.device == "cpu" else "wall"
     yield f"draw / floor, {what}", ratio(took["draw"], took["floor"], what)
-    yield f"draw / draw in eight bits, {what}", ratio(took["draw"], took["int8"], what)
-    drawn = rounded.sample(prompts, plan, noise)
-    with torch.no_grad():
-        yield "law gap of eight bits, nats", float((policy.logp(drawn) - drawn.logp).abs().mean())
+    for name, one in quicker.items():
+        yield f"draw / draw in {name}, {what}", ratio(took["draw"], took[name], what)
+        rollout = one.sample(prompts, plan, noise)
+        with torch.no_grad():
+            yield f"law gap of {name}, nats", float((one.logp(rollout) - rollout.logp).abs().mean())
+        if "naive" in took:
+            yield f"naive / ours in {name}, cpu", ratio(took["naive"], took[name], "cpu")
     if "naive" in took:
         yield "naive, seconds", median(took["naive"])
         yield "naive / ours, greedy, cpu", ratio(took["naive"], took["greedy"], "cpu")
