@@ -334,6 +334,10 @@ class LatentPlan(Plan):
     def together(self) -> int:
         return self.group if self.forks or self.branches or self.shared_start else self.candidates
 
+    @property
+    def shares_learned(self) -> bool:
+        return bool(self.forks or self.branches)
+
 
 @runtime_checkable
 class Louder(Protocol):

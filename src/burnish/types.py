@@ -56,6 +56,12 @@ class Plan:
         """Samples that must be drawn at once, because they share a part of their way."""
         return 1
 
+    @property
+    def shares_learned(self) -> bool:
+        """Whether samples of a group share states that are learned from: one evaluation serves them if they are scored
+        at once."""
+        return False
+
 
 @dataclass(frozen=True)
 class TokenPlan(Plan):

@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_run import lines, recipe
-from toys import Brightness, ToyRaster, ToySuite
+from runs_apart import apart
+from toy_run import everything, lines, recipe
+from toys import Brightness, BrightnessScorer, ToyRaster, ToySuite
 
 from burnish.advantages.kl_in_reward import KlInReward
 from burnish.advantages.leave_one_out import LeaveOneOut
@@ -25,7 +27,7 @@ from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
 from burnish.objectives.ppo_clip import PPOClip
 from burnish.recipe.recipe import Optim, Recipe
-from burnish.types import Prompt, TokenPlan
+from burnish.types import Prompt, Scores, TokenPlan
 
 
 def run(whole: Recipe, folder: Path, resume: bool = False) -> list[dict]:
@@ -49,6 +51,27 @@ def test_the_reward_rises(finished: tuple[Path, list[dict]]) -> None:
     assert facts["verdict"] == "better" and facts["steps"] == 40
     assert facts["tuned"] - facts["base"] == pytest.approx(facts["difference"])
     assert facts["seconds"] > 0
+
+
+def test_what_is_finished_is_kept_where_a_reward_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two checkpoints. The step that failed is made again, with the random numbers that it began with."""
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    run(everything(), unbroken)
+    score = BrightnessScorer.__call__
+
+    def fails(self: BrightnessScorer, images: torch.Tensor, prompts: Sequence[Prompt]) -> Scores:
+        found = score(self, images, prompts)
+        if lines(broken) and lines(broken)[-1]["step"] == 6:
+            raise ConnectionError("the service is gone")
+        return found
+
+    with monkeypatch.context() as there, pytest.raises(Exception, match="the service is gone"):
+        there.setattr(BrightnessScorer, "__call__", fails)
+        run(everything(), broken)
+    newest = checkpoint.latest(broken)
+    assert newest and checkpoint.read(newest).step == 6
+    run(everything(), broken, resume=True)
+    assert apart(unbroken, broken) == 0
 
 
 def test_every_step_has_a_line_and_evaluations_are_in_theirs(finished: tuple[Path, list[dict]]) -> None:

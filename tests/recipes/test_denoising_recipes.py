@@ -9,14 +9,18 @@ from typing import ClassVar
 import pytest
 import tiny_diffusers
 import torch
+from toy_denoiser import ToyFlow, asked
 
 from burnish.core import LatentPlan, Reward, Scorer
+from burnish.engine.learner import Learner
 from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
+from burnish.formulas.noise import Noise
+from burnish.objectives.step_clip import StepClip
 from burnish.recipe import read
 from burnish.rewards.jpeg import Jpeg
 from burnish.rewards.weighted import Weighted
-from burnish.types import Scores
+from burnish.types import Batch, Scores
 
 NAMES = [
     name for name, _ in read.shipped() if "/" not in name and isinstance(read.read(name).source.plan_at(1), LatentPlan)
@@ -105,3 +109,26 @@ def test_two_steps(name, pipelines, tmp_path):
     if "update/law_gap" in first:
         assert first["update/law_gap"] < 1e-5
     assert first["score/total_mean"] != second["score/total_mean"]
+
+
+@pytest.mark.parametrize(
+    ("name", "each"),
+    [("g2rpo", 1), ("tempflow_grpo", 9), ("dynamic_treerpo", 15), ("branchgrpo", 224), ("scenes/branchgrpo", 29)],
+)
+def test_siblings_are_evaluated_once_in_updates(name, each):
+    """Of a prompt: all the states that its samples have learned from. BranchGRPO's own has room for two leaves."""
+    recipe = read.read(name)
+    plan = recipe.source.plan_at(1)
+    policy = ToyFlow().load(torch.device("cpu"))
+    rollout = policy.sample(asked(plan.group), plan, Noise(0, 1, tuple(range(2 * plan.group))))
+    batch = Batch(
+        rollout,
+        Scores.of("bright", rollout.media.mean((1, 2, 3))),
+        torch.linspace(-1, 1, len(rollout)),
+        torch.ones(len(rollout), dtype=torch.bool),
+    )
+    objective = StepClip(clip=1e-4)
+    learner = Learner(policy, recipe.optim, objective.needs(), seed=0, steps=1)
+    before = policy.evaluations
+    learner.update(objective, batch, Brightness().load(torch.device("cpu")), 1)
+    assert policy.evaluations - before == 2 * each

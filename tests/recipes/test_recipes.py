@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from burnish.recipe import read
-from burnish.recipe.check import fit, numbers
+from burnish.recipe.check import check, fit, numbers
 from burnish.recipe.decode import decode, hints
 from burnish.recipe.encode import encode
 from burnish.recipe.recipe import Recipe
@@ -27,6 +27,14 @@ def test_a_shipped_recipe_fits_together(name):
     assert not [*fit(recipe), *numbers(recipe)]
     assert decode(Recipe, encode(recipe)) == recipe
     assert dict(read.shipped())[name].endswith((".", ")")), "its first comment is a sentence"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_passes_check_with_weights_and_prompts(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("burnish.recipe.check.missing_weights", lambda recipe: [])
+    (tmp_path / "prompts.txt").write_text("".join(f"{number} red circles\n" for number in range(200)))
+    settings = {} if "/" in name else {"source.on_policy.prompts": str(tmp_path / "prompts.txt")}
+    assert not check(read.read(name, settings=settings)).faults
 
 
 def test_the_recipes_of_the_issue_are_here():

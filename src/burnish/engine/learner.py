@@ -290,7 +290,8 @@ class Learner:
             yield torch.arange(len(rollout))
             return
         random = generator(self._seed, "minibatch", step, epoch)
-        units = _groups(rollout) if self._needs.whole_groups else list(torch.arange(len(rollout)).unsqueeze(1))
+        whole = self._needs.whole_groups or rollout.plan.shares_learned
+        units = _groups(rollout) if whole else list(torch.arange(len(rollout)).unsqueeze(1))
         order = torch.from_numpy(random.permutation(len(units)))
         for share in order.tensor_split(self._optim.minibatches):
             if len(share):

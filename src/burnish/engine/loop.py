@@ -103,11 +103,14 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter | Nowhere, interruption: Interruption) -> None:
         self._recipe, self._folder, self._reporter, self._interruption = recipe, folder, reporter, interruption
+        # torch's random numbers where a step began, as long as weights, moments and memories are those it began with
+        self._still: torch.Tensor | None = None
+        self._saved = 0  # the step that the newest checkpoint was made after
 
     def go(self, layout: Local | Processes, facts: Mapping[str, Any], start: Checkpoint | None) -> None:
         recipe = self._recipe
         place = layout.build(recipe)
-        done = start.step if start else 0
+        done = self._saved = start.step if start else 0
         before = _steps_of(self._folder) if start and place.ranks.leads else recipe.steps
         self._reporter.begin(facts, recipe.seed, place.device, done, recipe.steps)
         if start is not None:
@@ -127,7 +130,12 @@ class Run:
                 self._reporter.step(0, self._evaluate(place, 0))
                 self._stop_if_asked(place.ranks, self._asked(place), 0)
             for step in range(done + 1, recipe.steps + 1):
-                self._step(place, step)
+                self._still = torch.get_rng_state()
+                try:
+                    self._step(place, step)
+                except Exception:
+                    self._save_finished(place, step - 1)
+                    raise
         seconds = time.monotonic() - self._began
         if place.ranks.leads:
             self._reporter.summary(summary(self._folder, recipe.suites, recipe.steps, seconds))
@@ -195,6 +203,7 @@ class Run:
         own = {name: laps.spent(name) for name in ("draw", "decode", "score", "scoring", "wait")}
         times = ranks.gathered(own)  # of a stage: as long as the slowest takes
         slowest = {name: max(one[name] for one in times) for name in own}
+        self._still = None
         with lap("weigh"):
             advantage = place.advantage(scores, rollout)
         batch = Batch(rollout, scores, advantage, keep, recipe.seed, step)
@@ -250,9 +259,19 @@ class Run:
             metrics |= {f"eval/{name}_{what}": value for what, value in found.metrics.items()}
         return metrics
 
+    def _save_finished(self, place: Place, step: int) -> None:
+        """Save what a step found that failed in drawing or scoring: a run as it was after the step before."""
+        if self._still is None or not step or self._saved == step or place.ranks.divides or not place.ranks.leads:
+            return
+        torch.set_rng_state(self._still)
+        self._save(place, step)
+        self._checkpoints.wait()
+        self._reporter.say(f"step {step} is saved; resume the run to go on from there")
+
     def _save(self, place: Place, step: int) -> None:
         if not (place.ranks.leads or place.ranks.divides):
             return
+        self._saved = step
         seconds = time.monotonic() - self._began
         state = Checkpoint(
             step,

@@ -87,7 +87,8 @@ def _division(recipe: Recipe) -> Iterator[str]:
     if optim.minibatches < 1:
         return
     whole = recipe.objective.needs().whole_groups
-    units, unit = (prompts, "prompts, whose groups must stay whole,") if whole else (b, "samples")
+    by_prompt = whole or recipe.source.plan_at(1).shares_learned
+    units, unit = (prompts, "prompts, whose groups must stay whole,") if by_prompt else (b, "samples")
     if units % optim.minibatches:
         yield (
             f"optim.minibatches: {units} {unit} cannot be cut into {optim.minibatches} equal minibatches "
