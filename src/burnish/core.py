@@ -71,6 +71,10 @@ class Policy(ABC):
         `group` of the result numbers the distinct prompts. No gradient is recorded.
         """
 
+    def read_ahead(self, prompts: Sequence[Prompt]) -> None:
+        """Encode the texts of prompts that will be drawn next, if what comes of it can be kept. Changes no number."""
+        return
+
     @abstractmethod
     def logp(self, rollout: Rollout) -> Float[Tensor, "b k"]:
         """Log-probability, nats, of the decisions of `rollout` under `rollout.plan.law` and the weights in use now."""

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toy_run import recipe
 
-from burnish.cli.bench import _sizes
+from burnish.cli.bench import _or_states, _sizes, said
 from burnish.cli.main import main
 from burnish.core import Footprint, LatentPlan, Planner
 from burnish.engine.bench import Bench, Stage, Work, bench, growth
@@ -27,6 +27,8 @@ from burnish.formulas.noise import Noise
 from burnish.laps import lap, recorded
 from burnish.machine import forget_peak, held, matrix_rate, memory_rate, peak
 from burnish.models.linear_layers import PackedLinear
+from burnish.models.llamagen.files import save_model
+from burnish.models.llamagen.gpt import GPT, GPTConfig
 from burnish.plans.all_steps import AllSteps
 from burnish.report.bench import render
 from burnish.sources.on_policy import OnPolicy
@@ -41,9 +43,48 @@ def test_a_product_by_hand():
         a @ b
     assert work.by_type == {torch.float32: 2 * 2 * 3 * 4}
     assert work.traffic == FLOAT * (6 + 12 + 8)
+
+
+def test_work_that_can_be_fused_moves_nothing():
+    a, b = torch.randn(2, 3), torch.randn(3, 4)
     with Work() as work:
-        (a @ b).T.reshape(2, 4)[:1].unsqueeze(0)
-    assert work.traffic == FLOAT * (6 + 12 + 8) + 2 * FLOAT * 8  # a transposed matrix is copied; views are free
+        F.rms_norm((a @ b).to(torch.bfloat16).T.reshape(2, 4).float(), (4,)).softmax(-1).add_(1)
+    assert work.traffic == FLOAT * (6 + 12 + 8)
+
+
+def test_numbers_that_lie_in_memory_once_are_read_once():
+    a, b = torch.randn(3, 3), torch.randn(4, 3)
+    with Work() as work:
+        a @ a
+    assert work.traffic == FLOAT * (9 + 9)
+    with Work() as work:
+        torch.bmm(a.expand(5, 3, 3), b.T.expand(5, 3, 4))
+    assert work.traffic == FLOAT * (9 + 12 + 5 * 12) and work.operations == 5 * 2 * 3 * 3 * 4
+
+
+@torch.no_grad()
+def test_a_token_step_reads_weights_once_and_the_keys_and_values_seen():
+    dim, heads, vocabulary, rows, position = 32, 2, 12, 3, 6
+    gpt = GPT(GPTConfig(dim=dim, layers=2, heads=heads, vocabulary=vocabulary, classes=5))
+    cache = gpt.cache(rows, 17, torch.float32, torch.device("cpu"))
+    with Work() as work:
+        gpt.output(gpt.next(torch.zeros(rows, dtype=torch.long), position, 4, cache, None))
+    layers = [layer for layer in gpt.modules() if isinstance(layer, torch.nn.Linear)]
+    assert len(layers) == 2 * 5 + 1
+    ends = sum(rows * (layer.in_features + layer.out_features) for layer in layers)
+    weights = sum(layer.weight.numel() for layer in layers)
+    seen = 2 * rows * (position + 2) * dim  # the prefix, tokens up to this one
+    attention = seen + rows * dim + rows * (dim + heads)  # a query in; a value out, and the softmax's sum of each head
+    assert work.traffic == FLOAT * (weights + ends + 2 * attention)
+
+
+def test_products_of_whole_numbers_are_in_no_share_of_a_floating_rate():
+    a, b = torch.ones(32, 16, dtype=torch.int8), torch.ones(16, 8, dtype=torch.int8)
+    with Work() as work:
+        torch.ops.aten._int_mm(a, b)
+        torch.ones(2, 3) @ torch.ones(3, 4)
+    assert (work.operations, work.whole_operations) == (2 * 2 * 3 * 4, 2 * 32 * 16 * 8)
+    assert work.traffic == (32 * 16 + 16 * 8 + 4 * 32 * 8) + FLOAT * (6 + 12 + 8)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is without oneDNN")
@@ -174,10 +215,13 @@ def test_growth_by_hand():
 
 
 def test_shares_by_hand():
-    stage = Stage(seconds=2.0, cpu_seconds=4.0, operations=6e9, traffic=1e9)
-    found = Bench("cpu", 2, 1, 10, 5, {"step": stage}, 0.0, 0, "float32", matrix_rate=30e9, memory_rate=5e9)
+    stage = Stage(seconds=2.0, cpu_seconds=4.0, operations=6e9, whole_operations=9e9, traffic=1e9)
+    found = Bench("cpu", 2, 1, 10, 5, {"step": stage}, 0.0, 0, 0, "float32", matrix_rate=30e9, memory_rate=5e9)
     assert found.share_of_rate(stage) == pytest.approx(0.1) and found.share_of_traffic(stage) == pytest.approx(0.1)
     assert found.as_dict()["stages"]["step"]["images_per_second"] == 5
+    assert "besides 9.0 G operations in whole numbers a step: not in the share" in "\n".join(said("recipe", found))
+    found = replace(found, stages={"step": replace(stage, whole_operations=0.0)})
+    assert "whole numbers" not in "\n".join(said("recipe", found))
 
 
 def test_what_a_machine_can_do():
@@ -195,15 +239,15 @@ def test_what_a_machine_can_do():
     assert peak(device) < after  # freed, and forgotten
 
 
-def told(values: list[str], sizes: list[float], unit: str = "a.group") -> dict:
+def told(values: list[str], sizes: list[float], unit: str = "a.group", whole: float = 0.0) -> dict:
     stages = {
-        "draw": Stage(1.0, 1.0, 4e9, 2e9),
-        "decode": Stage(0.25, 0.25, 1e9, 1e8),
-        "score": Stage(0.1, 0.1, 0.0, 1e6),
-        "update": Stage(2.0, 2.0, 9e9, 3e9),
-        "step": Stage(3.1, 3.1, 13e9, 5e9),
+        "draw": Stage(1.0, 1.0, 4e9, whole, 2e9),
+        "decode": Stage(0.25, 0.25, 1e9, 0.0, 1e8),
+        "score": Stage(0.1, 0.1, 0.0, 0.0, 1e6),
+        "update": Stage(2.0, 2.0, 9e9, 0.0, 3e9),
+        "step": Stage(3.1, 3.1, 13e9, whole, 5e9),
     }
-    one = Bench("a <fine> device", 1, 2, 16, 5, stages, 352, 10**9, "float32", 40e9, 8e9).as_dict()
+    one = Bench("a <fine> device", 1, 2, 16, 5, stages, 352, 10**9, 0, "float32", 40e9, 8e9).as_dict()
     facts = {"recipe": "scenes/<x>", "changes": ["a=<b>"], "benches": [one for _ in values or [1]]}
     grown = {"vary": "a.group", "values": values, "clock": "seconds", "growth": {"draw": 1.02, "update": 0.98}}
     grown |= {"sizes": sizes, "unit": unit}
@@ -216,12 +260,16 @@ def test_the_page_shows_numbers_and_places_under_the_roof():
     for number in ("16.00", "4.000", "8.000", "10.0\u202f%", "25.0\u202f%"):  # images/s, G operations, shares of draw
         assert number in page, number
     roof = re.search(r'class="roof" d="M(.*?)"', page)
-    circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', page)
+    place = r'<circle cx="([\d.]+)" cy="([\d.]+)"'
+    circles = re.findall(place, page)
     assert roof and len(circles) == 4  # scores have no matrix products
     (_, _), (ridge, top), (_, end) = (map(float, point.split()) for point in roof[1].split("L"))
     assert top == end and all(float(y) > top for _, y in circles)  # nothing above the roof
     draw, decode = circles[0], circles[1]
     assert float(draw[0]) < ridge < float(decode[0])  # 2 and 10 operations a byte, the ridge at 5
+    assert "whole numbers" not in page and "can be fused" in page
+    rounded = render(told([], [], whole=2e9))
+    assert len(re.findall(place, rounded)) == 2 and "Besides 2.000 G operations in whole numbers" in rounded
     grown = render(told(["2", "4.5"], [2, 4.5]))
     assert "group 4.5" in grown and "to the power of 1.020 (drawing, with decoding), 0.980 (update)" in grown
     assert "B: 1,000 parameters" in render(told(["B", "L"], [1000, 3000], "parameters"))
@@ -234,6 +282,9 @@ def test_what_costs_grow_with():
     assert _sizes("policy.pixels", ["64", "128"], [small, wide]) == ([64, 256], "tokens")
     assert _sizes("plan.group", ["2", "4"], [small, small]) == ([2, 4], "plan.group")
     assert _sizes("plan.group", ["2", "4"], [None, None]) == ([2, 4], "plan.group")
+    assert _or_states("a.pixels", [64, 128], "a.pixels", [48, 192]) == ([48, 192], "numbers of a state")
+    for unit, states in (("a.group", [48, 48]), ("a.group", [0, 0]), ("a.group", [0, 48]), ("tokens", [48, 192])):
+        assert _or_states("a.group", [2, 4], unit, states) == ([2, 4], unit)
     with pytest.raises(ValueError, match="its values are no numbers"):
         _sizes("policy.precision", ["fp32", "bf16"], [small, small])
 
@@ -243,8 +294,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     asked = ["scenes/ar_grpo_c2i", "source.on_policy.per_step=1", "source.on_policy.plan.every_token.group=2"]
     with pytest.raises(SystemExit) as end:
         main(["bench", *asked, "--steps", "1", "--json", str(out), "--page", str(page)])
-    said = capsys.readouterr().out
-    assert not end.value.code and "2 images a step; median of 1 steps" in said
+    printed = capsys.readouterr().out
+    assert not end.value.code and "2 images a step; median of 1 steps" in printed
+    assert "read and written, of matrix products, attention and convolutions alone" in printed
     kept = json.loads(out.read_text())
     assert kept["changes"] == asked[1:] and kept["benches"][0]["stages"]["draw"]["operations"] > 1e8
     assert "Roofline" in page.read_text()
@@ -252,9 +304,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_growth_with_the_size_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Two networks of unlike shapes: the same tokens, and costs against their parameters."""
-    from burnish.models.llamagen.files import save_model
-    from burnish.models.llamagen.gpt import GPT, GPTConfig
-
     for name, layers in (("small", 1), ("large", 3)):
         save_model(GPT(GPTConfig(dim=64, layers=layers, heads=2, vocabulary=256, classes=20)), tmp_path / name)
     asked = ["scenes/ar_grpo_c2i", "source.on_policy.per_step=1", "source.on_policy.plan.every_token.group=2"]
@@ -264,6 +313,30 @@ def test_growth_with_the_size_of_the_model(tmp_path: Path, capsys: pytest.Captur
     assert not end.value.code and "grow as parameters to the power of" in capsys.readouterr().out
     grown = json.loads((tmp_path / "grown.json").read_text())
     assert grown["sizes"][1] > 1.5 * grown["sizes"][0] and set(grown["growth"]) == {"draw", "update", "memory"}
+
+
+def test_growth_of_a_denoiser_is_with_its_state_and_not_with_the_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Twice the side, four times the numbers: costs in proportion to these have the power 1, not 2."""
+    (tmp_path / "prompts.txt").write_text("".join(f"{text}\n" for text in tiny.TEXTS))
+    tiny.sd3(tmp_path / "weights")
+    policy = {"weights": tmp_path / "weights", "precision": "fp32", "text_length": 7}
+    plan = {"group": 2, "steps": 2, "evaluation_steps": 2}
+    asked = [
+        *(f"policy.sd3.{name}={value}" for name, value in policy.items()),
+        *(f"source.on_policy.plan.all_steps.{name}={value}" for name, value in plan.items()),
+        f"source.on_policy.prompts={tmp_path / 'prompts.txt'}",
+        *("source.on_policy.per_step=1", "reward=jpeg", "optim.minibatches=1", "optim.micro=0", "device=cpu"),
+    ]
+    out = tmp_path / "grown.json"
+    with pytest.raises(SystemExit) as end:
+        main(["bench", "flow_grpo", *asked, "--steps", "1", "--vary", "policy.sd3.pixels=16,32", "--json", str(out)])
+    assert not end.value.code and "grow as numbers of a state to the power of" in capsys.readouterr().out
+    grown = json.loads(out.read_text())
+    assert (grown["unit"], grown["sizes"]) == ("numbers of a state", [4 * 8 * 8, 4 * 16 * 16])
+    decoded = [one["stages"]["decode"]["operations"] for one in grown["benches"]]
+    assert growth(grown["sizes"], decoded) == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.parametrize("vary", ["steps", "steps=1", "steps=1,1", "steps=1,", "steps=0,1", "optim.lr=1,1.0"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -43,6 +44,19 @@ def test_the_newest_are_kept_and_numbers_are_not_words(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-1000000", "step-999999"]
     newest = latest(tmp_path)
     assert newest is not None and newest.name == "step-1000000"
+
+
+def test_an_older_checkpoint_is_offered_by_number(tmp_path: Path) -> None:
+    for step in (999998, 999999, 1000000):
+        write(tmp_path, example(step), keep=3)
+    home = tmp_path / "checkpoints"
+    for step, offered in ((999998, None), (999999, "step-999998"), (1000000, "step-999999")):
+        spoil(home / f"step-{step}", "missing")
+        with pytest.raises(ValueError, match=r"has no optimiser\.pt") as caught:
+            read(home / f"step-{step}")
+        assert str(caught.value).partition("goes on from ")[2] == (offered or "")
+    with pytest.raises(ValueError, match=r"it has no state\.json$"):
+        read(home / "unknown")  # comes after no step
 
 
 def spoil(folder: Path, how: str) -> None:
@@ -123,6 +137,51 @@ def test_what_a_killed_save_left_is_cleared_and_never_read(tmp_path: Path) -> No
     assert latest(tmp_path) == folder
     write(tmp_path, example(12), keep=2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000004", "step-000012"]
+
+
+@pytest.mark.parametrize("how", ["rename", "rmtree"])
+def test_what_cannot_be_removed_is_a_warning_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The system says that step 4 is busy, at once or when a file of it is gone; whoever had it lets go later."""
+    real = {"rename": Path.rename, "rmtree": shutil.rmtree}[how]
+
+    def busy(path: Path, *others: Path, **settings: bool) -> object:
+        if "step-000004" not in path.name:
+            return real(path, *others, **settings)
+        if how == "rmtree":
+            (path / "optimiser.pt").unlink(missing_ok=True)
+        raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    def names() -> set[str]:
+        return {p.name for p in (tmp_path / "checkpoints").iterdir()}
+
+    write(tmp_path, example(4), keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path if how == "rename" else checkpoint.shutil, how, busy)
+        for step in (8, 12):
+            with pytest.warns(RuntimeWarning, match="step-000004.* could not be removed: .*busy"):
+                folder = write(tmp_path, example(step), keep=1)
+            assert latest(tmp_path) == folder and read(folder).step == step
+            # one that is half gone is nobody's choice any more
+            assert names() == {folder.name, "step-000004" if how == "rename" else ".step-000004.removed"}
+    folder = write(tmp_path, example(16), keep=1)
+    assert names() == {folder.name}
+
+
+def test_a_left_over_that_cannot_be_removed_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "checkpoints" / ".step-000008.partial"
+    left.mkdir(parents=True)
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", busy)
+    with pytest.warns(RuntimeWarning, match="partial takes room"):
+        assert read(write(tmp_path, example(12), keep=1)).step == 12
+    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match=r"could not save .*step-000008"):
+        write(tmp_path, example(8), keep=1)  # in its very place
 
 
 def test_what_changes_while_it_is_written_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from runs_apart import apart
 from toy_run import everything, lines, recipe
-from toys import Brightness, BrightnessScorer, ToyRaster, ToySuite
+from toys import Brightness, BrightnessScorer, ToyPolicy, ToyRaster, ToySuite
 
 from burnish.advantages.kl_in_reward import KlInReward
 from burnish.advantages.leave_one_out import LeaveOneOut
@@ -72,6 +72,16 @@ def test_what_is_finished_is_kept_where_a_reward_fails(tmp_path: Path, monkeypat
     assert newest and checkpoint.read(newest).step == 6
     run(everything(), broken, resume=True)
     assert apart(unbroken, broken) == 0
+
+
+def test_texts_of_the_next_step_are_read_while_rewards_are_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = recipe(steps=3, overlap=True, suites={})
+    asked: list[list[str]] = []
+    monkeypatch.setattr(ToyPolicy, "read_ahead", lambda self, prompts: asked.append([p.id for p in prompts]))
+    run(whole, tmp_path / "run")
+    assert asked == [[p.id for p in whole.source.prompts_at(step, whole.seed)] for step in (2, 3)]
 
 
 def test_every_step_has_a_line_and_evaluations_are_in_theirs(finished: tuple[Path, list[dict]]) -> None:

@@ -163,6 +163,17 @@ def test_texts_are_encoded_once(tiny, monkeypatch):
     assert sorted(seen) == sorted([*tiny_diffusers.TEXTS, NOTHING.get(policy.network.name, "")])
 
 
+def test_texts_read_ahead_are_the_same_to_the_bit(tiny):
+    """In another order and another company than when they are drawn."""
+    one, other = tiny().load(CPU), tiny().load(CPU)
+    p = prompts()
+    one.read_ahead(p[::-1])
+    known = one.network.texts.encoded
+    drawn = [policy.sample(p, PLANS["sde"], noise(len(p))) for policy in (one, other)]
+    assert one.network.texts.encoded - known <= 1  # the empty one
+    assert torch.equal(drawn[0].decisions[0].logp, drawn[1].decisions[0].logp)
+
+
 def test_texts_that_no_longer_fit_are_encoded_again():
     asked = []
 
@@ -170,7 +181,7 @@ def test_texts_that_no_longer_fit_are_encoded_again():
         asked.extend(texts)
         return torch.tensor([[float(len(text))] * 4 for text in texts]), torch.zeros(len(texts), 1)
 
-    texts = Texts(encode, CPU, rows=2, room=3 * 20)  # 20 bytes each
+    texts = Texts(encode, CPU, room=3 * 20)  # 20 bytes each
     assert texts(["a", "bb", "a", "ccc", "dddd"])[0][:, 0].tolist() == [1, 2, 1, 3, 4]
     assert texts(["dddd", "a"])[0][:, 0].tolist() == [4, 1]  # "bb", asked for longest ago, went
     assert texts(["bb"])[0].shape == (1, 4) and asked == ["a", "bb", "ccc", "dddd", "bb"]

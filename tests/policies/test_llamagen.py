@@ -291,6 +291,18 @@ def test_texts_are_encoded_once(tmp_path):
     assert policy.captions.encoded == 4
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_texts_read_ahead_are_the_same_to_the_bit(tmp_path, precision):
+    """In another order and another company than when they are drawn."""
+    one, other = (spec(tmp_path, True, precision=precision).load(CPU) for _ in range(2))
+    p = prompts(True, each=4)
+    one.read_ahead(p[::-1])
+    assert one.captions.encoded == 4
+    drawn = [policy.sample(p, TokenPlan(guidance=2.0), noise(len(p))) for policy in (one, other)]
+    assert one.captions.encoded == 4
+    assert torch.equal(drawn[0].decisions[0].logp, drawn[1].decisions[0].logp)
+
+
 def test_bfloat16_draws_with_a_visible_but_small_gap(tmp_path, text):
     policy = spec(tmp_path, text, precision="bf16").load(CPU)
     p = prompts(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +12,12 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
+from burnish.core import Scorer
 from burnish.formulas.noise import Noise, generator
 from burnish.models.weights import Copies, KeepsCopies
 from burnish.rewards.scenes_verified import ScenesVerified
-from burnish.suites.scenes import Scenes
-from burnish.types import Plan, Prompt, Rollout, TokenPlan, Tokens
+from burnish.suites.scenes import Scenes, _parts
+from burnish.types import Plan, Prompt, Rollout, Scores, TokenPlan, Tokens
 from burnish.worlds.scenes import reference
 from burnish.worlds.scenes.classes import class_prompts
 from burnish.worlds.scenes.grammar import heldout, is_heldout, prompt, train
@@ -127,6 +128,38 @@ def test_two_passes_ask_the_same_in_any_chunks():
     assert other.prompts == one.prompts and not torch.equal(one.media, other.media)
 
 
+class Brighter(Scorer):
+    """Share of the other samples of its prompt, of a call, that a picture is brighter than."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        names, gray = [p.id for p in prompts], images.mean((1, 2, 3)).tolist()
+        shares = []
+        for name, mine in zip(names, gray, strict=True):
+            group = [value for other, value in zip(names, gray, strict=True) if other == name]
+            shares.append(sum(mine > value for value in group) / (len(group) - 1) if len(group) > 1 else torch.nan)
+        return Scores.of("brighter", torch.tensor(shares))
+
+
+@pytest.mark.parametrize("suite", [Scenes(count=8, per_prompt=3), Scenes(prompts="classes", count=45)])
+def test_a_reward_that_compares_sees_a_prompt_whole_in_any_chunks(suite: Scenes):
+    """Of 30 classes, 15 are asked a second time after the others."""
+    found = [replace(suite, rows=rows).run(Painter(0.0), TokenPlan(), Brighter(), 5) for rows in (64, 1, 2, 7)]
+    for other in found[1:]:
+        assert other.values.keys() == found[0].values.keys()
+        for name, values in other.values.items():
+            assert torch.equal(values.nan_to_num(-1), found[0].values[name].nan_to_num(-1)), name
+    assert torch.equal(found[0].values["verified"], verify(found[0].media, found[0].prompts).right.float())
+    assert int(found[0].values["reward"].isnan().sum()) == (0 if suite.per_prompt > 1 else 15)
+
+
+def test_parts_are_as_many_rows_as_asked_for_where_prompts_allow_it():
+    distinct = heldout(10)
+    assert [len(part) for part in _parts(distinct, 4)] == [4, 4, 2]
+    assert _parts(distinct, 4)[1] == [4, 5, 6, 7]
+    assert [len(part) for part in _parts([p for p in distinct for _ in range(3)], 7)] == [6] * 5
+    assert [len(part) for part in _parts([distinct[0]] * 9 + [distinct[1]], 4)] == [9, 1]
+
+
 def test_questions_of_the_other_sets():
     trained = {p.id for p in train()}
     assert all(p.id in trained for p in Scenes(prompts="train", count=50).questions())
@@ -138,8 +171,6 @@ def test_invalid_parts_are_left_out_of_the_means():
     @dataclass(frozen=True)
     class Half:
         def __call__(self, images, prompts):
-            from burnish.types import Scores
-
             return Scores.of("half", torch.tensor([1.0 if i % 2 else torch.nan for i in range(len(images))]))
 
     result = Scenes(count=6).run(Painter(1.0), TokenPlan(), Half(), seed=0)  # pyright: ignore[reportArgumentType]

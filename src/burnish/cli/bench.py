@@ -33,7 +33,8 @@ def bench(
         str,
         typer.Option(
             metavar="PATH=A,B,...",
-            help="Measure at each of these: how do time and memory grow? With tokens or parameters, if these change.",
+            help="Measure at each of these: how do time and memory grow? With tokens, parameters or numbers of a "
+            "denoiser's state, if these change.",
         ),
     ] = "",
     out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Keep everything as JSON.")] = None,
@@ -57,6 +58,8 @@ def bench(
             print("\n".join(said(" ".join([recipe, *asked]), taken)), flush=True)
     if not leads():
         return
+    if grows:
+        grows = _or_states(path, *grows, [taken.state for taken in found])
     told = {
         "recipe": recipe,
         "changes": changes or [],
@@ -106,7 +109,8 @@ def _grown(sizes: list[float], unit: str, found: list[Bench]) -> dict[str, Any]:
     costs |= {"memory": [one.memory for one in found]} if all(one.memory > 0 for one in found) else {}
     powers = {name: growth(sizes, cost) for name, cost in costs.items()}
     told = ", ".join(f"{power:.2f} ({name})" for name, power in powers.items())
-    print(f"{clock.replace('_', ' ')} grow as {unit} to the power of {told}")
+    clocked = "CPU seconds" if clock == "cpu_seconds" else "seconds"
+    print(f"{clocked}{' and bytes' * ('memory' in powers)} grow as {unit} to the power of {told}")
     return {"sizes": sizes, "unit": unit, "clock": clock, "growth": powers}
 
 
@@ -130,6 +134,16 @@ def _sizes(path: str, values: list[str], known: list[Footprint | None]) -> tuple
     return sizes, path
 
 
+def _or_states(path: str, sizes: list[float], unit: str, states: list[int]) -> tuple[list[float], str]:
+    """Sizes and their unit; numbers of a denoiser's state if these change, and no unit but the setting itself is known.
+
+    states  of each setting, known once its policy was loaded; 0 for no denoiser
+    """
+    if unit == path and min(states) > 0 and len(set(states)) == len(states):
+        return [float(state) for state in states], "numbers of a state"
+    return sizes, unit
+
+
 def _varied(asked: str) -> tuple[str, list[str]]:
     """Path and values of --vary. Raises ValueError for fewer than two of them."""
     if not asked:
@@ -145,7 +159,7 @@ def said(name: str, taken: Bench) -> list[str]:
     """Lines for a terminal."""
     network = f", {taken.evaluations:.0f} evaluations of the network" if taken.evaluations else ""
     several = f"{taken.processes} processes, " if taken.processes > 1 else ""
-    heads = ("seconds", "CPU seconds", "images/s", "G operations", "of the rate", "GB moved", "of copying")
+    heads = ("seconds", "CPU seconds", "images/s", "G operations", "of the rate", "GB in, out", "of copying")
     lines = [
         f"{name}: {several}{taken.device}, {taken.threads} thread{'s' * (taken.threads > 1)}",
         f"    {taken.images} images a step{network}; median of {taken.steps} steps",
@@ -159,4 +173,10 @@ def said(name: str, taken: Bench) -> list[str]:
         lines.append(f"    {stage:<8}{''.join(f'{cell:>13}' for cell in cells)}")
     rates = f"{taken.matrix_rate / 1e9:.0f} G operations a second in {taken.arithmetic}, "
     rates += f"{taken.memory_rate / 1e9:.1f} GB a second copied"
-    return [*lines, f"    memory {taken.memory / 1e9:.2f} GB; the best here: {rates}"]
+    lines.append(f"    memory {taken.memory / 1e9:.2f} GB; the best here: {rates}")
+    lines.append("    operations, and GB read and written, of matrix products, attention and convolutions alone")
+    if whole := taken.stages["step"].whole_operations:
+        lines.append(
+            f"    besides {whole / 1e9:.1f} G operations in whole numbers a step: not in the share of the rate"
+        )
+    return lines

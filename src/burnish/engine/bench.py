@@ -2,6 +2,11 @@
 
 Steps are those of a run, by the run's own code, with nothing written down. The first one warms up, some are timed, and
 for each plan that they were drawn by one more is counted, operation by operation.
+
+Counted are matrix products, attention and convolutions, and the bytes that they read and write: to draw a token these
+are the weights once, the keys and values that it attends to, what goes from layer to layer, and the logits. Elementwise
+work between them (norms, casts, the law of a token, the optimiser) can be fused, and compiled code does so: its bytes
+are left out, as the counted step is not compiled and would tell of bytes that the timed ones never move.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +34,7 @@ from burnish.engine.loop import Run
 from burnish.engine.reporter import Nowhere
 from burnish.laps import recorded
 from burnish.machine import forget_peak, held, matrix_rate, memory_rate, peak
-from burnish.models.sharding import local
+from burnish.models.denoiser import DenoisingPolicy
 from burnish.recipe.recipe import Recipe
 from burnish.types import Plan
 
@@ -44,8 +50,9 @@ class Stage:
 
     seconds: float  # of the slowest process, the median of the timed steps
     cpu_seconds: float  # of all cores; the same
-    operations: float  # of matrix products, convolutions and attention; a multiply-add is two. The same
-    traffic: float  # bytes of the tensors that operations read and write, as if nothing stayed in a cache. The same
+    operations: float  # of floating matrix products, convolutions and attention; a multiply-add is two. The same
+    whole_operations: float  # of products of whole numbers (int8), whose rate is not measured: in no share. The same
+    traffic: float  # bytes that all of these read and write, as if no cache kept them from one to the next. The same
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,9 @@ class Bench:
     stages: Mapping[str, Stage]  # and "step", which is drawing, scoring, weighing and updating
     evaluations: float  # of a denoiser's network, a step; 0 of a raster model
     memory: int  # bytes: the most that was held, of the process that held most, less what was held before it loaded
-    arithmetic: str  # type of the numbers in most of its matrix products; of whole numbers none is told, nor their rate
-    matrix_rate: float  # operations a second of the best matrix products here, of all processes together
+    state: int  # numbers in a state of a denoiser; 0 of a raster model
+    arithmetic: str  # floating type of most of its matrix products
+    matrix_rate: float  # operations a second of the best matrix products of that type here, of all processes together
     memory_rate: float  # bytes a second of copying
 
     def images_per_second(self, stage: Stage) -> float:
@@ -69,9 +77,11 @@ class Bench:
         return self.images / stage.seconds if stage.seconds else 0.0
 
     def share_of_rate(self, stage: Stage) -> float:
+        """Of the time, what floating products would take at the measured rate."""
         return stage.operations / self.matrix_rate / stage.seconds if stage.seconds else 0.0
 
     def share_of_traffic(self, stage: Stage) -> float:
+        """Of the time, what copying as many bytes as `traffic` would take; above 1 if caches kept some."""
         return stage.traffic / self.memory_rate / stage.seconds if stage.seconds else 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,16 +99,24 @@ class Bench:
 
 
 class Work(TorchDispatchMode):
-    """Counts what tensor operations of this thread do while it is entered, backward passes too."""
+    """Counts matrix products, attention and convolutions of this thread while it is entered, backward passes too.
+
+    Other operations are not counted: they can be fused into these (see the head of this file).
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.by_type: dict[torch.dtype, float] = {}  # operations of matrix products and their like
-        self.traffic = 0.0  # bytes read and written, of everything but views of what is there
+        self.by_type: dict[torch.dtype, float] = {}  # operations
+        self.traffic = 0.0  # bytes of inputs and outputs
 
     @property
     def operations(self) -> float:
-        return sum(self.by_type.values())
+        """Of floating numbers."""
+        return sum(count for dtype, count in self.by_type.items() if dtype.is_floating_point)
+
+    @property
+    def whole_operations(self) -> float:
+        return sum(self.by_type.values()) - self.operations
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -115,16 +133,17 @@ class Work(TorchDispatchMode):
             dtype = next(one.dtype for one in tree_leaves(args) if isinstance(one, Tensor))
             count = float(COUNTED[func._overloadpacket](*args, **kwargs, out_val=out))
             self.by_type[dtype] = self.by_type.get(dtype, 0.0) + count
-        given, made = ([local(x) for x in tree_leaves(t) if isinstance(x, Tensor)] for t in ((args, kwargs), out))
-        if "empty" in func.__name__:  # room is made, and nothing moves
-            return out
-        if func._schema.is_mutable or not {_storage(one) for one in made} <= {_storage(one) for one in given}:
-            self.traffic += sum(one.numel() * one.element_size() for one in (*given, *made))
+            seen = {id(one): one for one in tree_leaves((args, kwargs, out)) if isinstance(one, Tensor)}
+            self.traffic += sum(map(_bytes, seen.values()))
         return out
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
+def _bytes(tensor: Tensor) -> int:
+    """Of the numbers that lie in memory: what an expanded tensor repeats is there once."""
+    if tensor.layout != torch.strided:  # packed weights
+        return tensor.numel() * tensor.element_size()
+    sides = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(size for size, stride in sides if stride) * tensor.element_size()
 
 
 def _packed(x: Any, weight: Any, *_: Any, **__: Any) -> int:
@@ -194,12 +213,14 @@ def bench(recipe: Recipe, steps: int = 5) -> Bench | None:
                 seconds=median(names, "seconds", max),
                 cpu_seconds=median(names, "cpu_seconds", sum),
                 operations=median(names, "operations", sum),
+                whole_operations=median(names, "whole_operations", sum),
                 traffic=median(names, "traffic", sum),
             )
             for name, names in {**{stage: (stage,) for stage in STAGES}, "step": WHOLE}.items()
         },
         evaluations=reported("draw/evaluations") + reported("update/evaluations"),
         memory=max(most),
+        state=math.prod(place.policy.network.shape) if isinstance(place.policy, DenoisingPolicy) else 0,
         arithmetic=str(dtype).removeprefix("torch."),
         matrix_rate=sum(rate for rate, _ in rates),
         memory_rate=sum(rate for _, rate in rates),
@@ -214,7 +235,7 @@ def _counted(recipe: Recipe, place: Place, timed: range) -> tuple[list[Clocked],
     alone = Run(replace(recipe, overlap=False), Path(), Nowhere(), Interruption())  # other threads are not counted
     later, known, found = range(timed.stop, timed.stop + NEAR), list[tuple[Plan, Clocked]](), list[Clocked]()
     with torch.compiler.set_stance("force_eager"), Work() as work:  # inside compiled code nothing is seen
-        clocks = {"operations": lambda: work.operations, "traffic": lambda: work.traffic}
+        clocks = {name: partial(getattr, work, name) for name in ("operations", "whole_operations", "traffic")}
         for step in timed:
             plan = recipe.source.plan_at(step)
             did = next((did for other, did in known if other == plan), None)

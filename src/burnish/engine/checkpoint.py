@@ -5,8 +5,9 @@
                             memory.pt             what advantage and objective remember (likewise), if they do
                             state.json            format, step, updates, seconds, torch's random state (base64), digests
 
-A checkpoint is written beside the others under a name nobody reads, synced, and then renamed. Noise and the order of
-samples are keyed by (seed, step), so there is no position of a source, and no stream but torch's own, to keep.
+A checkpoint is written beside the others under a name nobody reads, synced, and then renamed; one that goes is first
+renamed back to such a name. Noise and the order of samples are keyed by (seed, step), so there is no position of a
+source, and no stream but torch's own, to keep.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -32,6 +34,7 @@ from torch import Tensor
 
 FORMAT = "burnish-checkpoint/1"
 WEIGHTS, OPTIMISER, MEMORY, STATE = "weights.safetensors", "optimiser.pt", "memory.pt", "state.json"
+PARTIAL, REMOVED = ".partial", ".removed"  # a dot, the checkpoint's name and one of these: being written, or going
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,17 @@ class Checkpoint:
 def write(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Save under run/checkpoints, and remove all but the newest `keep`. Older ones go only once this one is whole.
 
-    Raises ValueError if it cannot be written (disk full); what was there before is untouched.
+    Raises ValueError if it cannot be written (disk full); what was there before is untouched. What cannot be removed
+    (busy, or somebody else's) is a warning, and the next call tries again.
     """
     home = run / "checkpoints"
     final = home / f"step-{checkpoint.step:06d}"
-    beside = home / f".{final.name}.partial"
+    beside = home / f".{final.name}{PARTIAL}"
     assert not final.exists(), f"{final} was written twice"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        for left in home.glob(".*.partial"):  # of a run that was killed while saving
-            shutil.rmtree(left)
+        for left in (*home.glob(f".*{PARTIAL}"), *home.glob(f".*{REMOVED}")):  # of a run that was killed, or busy then
+            _remove(left)
         beside.mkdir()
         _fill(beside, checkpoint)
         _sync(beside)
@@ -71,8 +75,16 @@ def write(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
         stays = f"{last.name} is whole" if last else "there is no earlier one"
         raise ValueError(f"could not save {final}: {problem}; {stays}. Free some space and resume the run") from problem
     for old in _all(run)[: -max(1, keep)]:
-        shutil.rmtree(old)
+        _remove(old, home / f".{old.name}{REMOVED}")
     return final
+
+
+def _remove(folder: Path, aside: Path | None = None) -> None:
+    """Remove a folder, under another name if one is given, so that half of it is never read. A failure is a warning."""
+    try:
+        shutil.rmtree(folder.rename(aside) if aside else folder)
+    except OSError as problem:
+        warnings.warn(f"{folder} takes room, and could not be removed: {problem}", RuntimeWarning, stacklevel=2)
 
 
 class Writer:
@@ -198,11 +210,17 @@ def _digest(path: Path) -> str:
 def _all(run: Path) -> list[Path]:
     """Checkpoints of a run, oldest first. Unfinished ones have another name."""
     home = run / "checkpoints"
-    found = [p for p in home.iterdir() if re.fullmatch(r"step-\d{6,}", p.name)] if home.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+    found = [p for p in home.iterdir() if _step(p) >= 0] if home.is_dir() else []
+    return sorted(found, key=_step)
+
+
+def _step(folder: Path) -> int:
+    """The step after which a checkpoint was written, by its name; -1 for a name of something else."""
+    found = re.fullmatch(r"step-(\d{6,})", folder.name)
+    return int(found[1]) if found else -1
 
 
 def _instead(folder: Path) -> str:
     """What would have worked: an older checkpoint, if there is one."""
-    older = [p for p in _all(folder.parent.parent) if p.name < folder.name]
+    older = [p for p in _all(folder.parent.parent) if _step(p) < _step(folder)]
     return f". Remove that folder, and a resume goes on from {older[-1].name}" if older else ""

@@ -235,6 +235,10 @@ class Run:
             drawn = ahead if recipe.overlap else None
             with lap("draw"):
                 rollout = place.source.draw(policy, step, recipe.seed, scorer=scorer, places=groups, drawn=drawn)
+            if recipe.overlap and step < recipe.steps:
+                with lap("read"):  # while rewards are at work
+                    coming = recipe.source.prompts_at(step + 1, recipe.seed)
+                    policy.read_ahead([coming[number] for number in place.ranks.share(len(coming))])
             with lap("score"):  # what is left of it
                 scores = ahead.scores() if recipe.overlap else score(rollout)
                 found = settled((rollout, scores), recipe.flat_groups, place.source, policy, scorer, step, recipe.seed)

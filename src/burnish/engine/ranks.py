@@ -21,7 +21,7 @@ from torch import Tensor
 
 from burnish.core import Advantage, Copy, Policy, Scorer
 from burnish.formulas.noise import Noise
-from burnish.types import Latents, Plan, Prompt, Rollout, Scores, concatenate
+from burnish.types import Latents, Plan, Prompt, Rollout, Scores, concatenate, take
 
 T = TypeVar("T")
 STATES = ("before", "after", "mean")  # of Latents: as large as a picture, for every step
@@ -195,17 +195,25 @@ class DrawsTogether(Policy):
 
 
 class ScoresTogether(Scorer):
-    """A reward that every process asks for some of the scores, which all then know."""
+    """A reward that every process asks for some of the scores, which all then know.
+
+    Samples of one prompt are scored by one process, wherever they lie: a reward may compare them (Reward.compares).
+    """
 
     def __init__(self, scorer: Scorer, ranks: Ranks) -> None:
         self._scorer, self._ranks = scorer, ranks
 
     def __call__(self, images: Float[Tensor, "b *f 3 h w"], prompts: Sequence[Prompt]) -> Scores:
-        at = self._ranks.share(len(prompts))
+        places: dict[str, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            places.setdefault(prompt.id, []).append(i)
+        groups = list(places.values())
+        at = self._ranks.share(len(groups))
         mine = None
-        if len(at):
-            mine = self._scorer(images[at.start : at.stop], prompts[at.start : at.stop]).noted()
-        return concatenate([one for one in self._ranks.gathered(mine) if one is not None])
+        if some := [i for group in groups[at.start : at.stop] for i in group]:
+            mine = self._scorer(images[some], [prompts[i] for i in some]).noted()
+        found = concatenate([one for one in self._ranks.gathered(mine) if one is not None])
+        return take(found, torch.tensor([i for group in groups for i in group]).argsort())
 
 
 def together(ranks: Ranks, policy: Policy, scorer: Scorer) -> tuple[Policy, Scorer]:

@@ -63,6 +63,10 @@ class Network(ABC):
     def export(self, folder: Path) -> None:
         """The model in its released format."""
 
+    def read_ahead(self, prompts: Sequence[Prompt]) -> None:
+        """As Policy.read_ahead."""
+        return
+
     def adapter_off(self) -> Callable[[], AbstractContextManager[None]] | None:
         """A block in which the adapter is switched off, if there is one."""
         return None
@@ -210,6 +214,10 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
 
     def logp(self, rollout: Rollout) -> Float[Tensor, "b k"]:
         return self.score(rollout).logp if rollout.decisions else rollout.logp
+
+    @torch.no_grad()
+    def read_ahead(self, prompts: Sequence[Prompt]) -> None:
+        self.network.read_ahead(distinct_prompts(prompts)[1])
 
     def velocity(
         self, x: Float[Tensor, "n *d"], t: Float[Tensor, " n"], prompts: Sequence[Prompt], guidance: float = 1.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.models.arithmetic import Precision, autocast
+from burnish.models.remembered import ROOM, Remembered
 
 INDEX = "model_index.json"
 DECODERS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLQwenImage")
@@ -104,38 +104,26 @@ class Texts:
     """Texts encoded by frozen networks, each once, and remembered on the CPU as they came.
 
     encode  texts to tensors, a row each
-    rows    texts that go through the networks together
-    room    bytes remembered; the text not asked for longest goes first. A text of SD3 takes 5.4 MB, of SD 1.5 0.24
+    room    bytes remembered. A text of SD3 takes 5.4 MB, of SD 1.5 0.24
     """
 
     def __init__(
         self,
         encode: Callable[[list[str]], Sequence[Tensor]],
         device: torch.device,
-        rows: int = 32,
-        room: int = 4 * 2**30,
+        room: int = ROOM,
     ) -> None:
-        self.encoded = 0  # texts that went through the networks, for tests and for the curious
-        self._encode, self._device, self._rows, self._room = encode, device, rows, room
-        self._known: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
+        self._device = device
+        self._known = Remembered(lambda text: [part[0] for part in encode([text])], room)
 
-    @torch.no_grad()
+    @property
+    def encoded(self) -> int:
+        """Texts that went through the networks so far."""
+        return self._known.encoded
+
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
         """What `encode` gives, a row a text."""
-        new = list(dict.fromkeys(text for text in texts if text not in self._known))
-        for start in range(0, len(new), self._rows):
-            some = new[start : start + self._rows]
-            encoded = [part.cpu() for part in self._encode(some)]
-            for row, text in enumerate(some):
-                self._known[text] = tuple(part[row].clone() for part in encoded)
-            self.encoded += len(some)
-        for text in texts:
-            self._known.move_to_end(text)
-        found = tuple(torch.stack(parts).to(self._device) for parts in zip(*(self._known[t] for t in texts)))
-        size = sum(part.nbytes for part in self._known[texts[0]])  # all texts have the same slots
-        while len(self._known) > 1 and size * len(self._known) > self._room:
-            self._known.popitem(last=False)
-        return found
+        return tuple(torch.stack(parts).to(self._device) for parts in zip(*self._known(texts), strict=True))
 
 
 class Decoder:

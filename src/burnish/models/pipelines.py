@@ -184,9 +184,18 @@ class PipelineNetwork(Network, Generic[S]):
     def conditions(self, prompts: Sequence[Prompt]) -> tuple[Tensor, ...]:
         return self.read([prompt.text for prompt in prompts])
 
+    def read_ahead(self, prompts: Sequence[Prompt]) -> None:
+        if self._remembers:
+            self.conditions(prompts)
+
+    @property
+    def _remembers(self) -> bool:
+        """No text encoder is trained: what it says of a text stays so."""
+        return self.taught == self.part
+
     def read(self, texts: list[str]) -> tuple[Tensor, ...]:
         """What the network reads of texts: remembered, or with its gradient where an encoder is trained."""
-        if self.taught == self.part:
+        if self._remembers:
             return self.texts(texts)
         with self.autocast():
             return tuple(part.float() if part.is_floating_point() else part for part in self.encode(texts))
@@ -200,7 +209,7 @@ class PipelineNetwork(Network, Generic[S]):
         """Both branches go through the network together."""
         if guidance == 1:
             return self.predicted(x, t, *conditions)
-        if self._nothing is None or self.taught != self.part:
+        if self._nothing is None or not self._remembers:
             self._nothing = tuple(self.nothing(conditions))
         pairs = zip(self._nothing, conditions, strict=True)
         both = [torch.cat([null.expand_as(given), given]) for null, given in pairs]

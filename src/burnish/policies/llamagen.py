@@ -152,6 +152,12 @@ class LlamaGenPolicy(KeepsCopies):
             media = decode_in_chunks(self.vq, tokens.ids, self.spec.decode_rows).float()
         return Rollout(tuple(prompts), rows, (tokens,), media, plan, noise.ids)
 
+    @torch.no_grad()
+    def read_ahead(self, prompts: Sequence[Prompt]) -> None:
+        if self.captions is not None:
+            with autocast(self.device, self.spec.precision):
+                self.captions([prompt.text for prompt in distinct_prompts(prompts)[1]])
+
     def _draw(self, distinct: Sequence[Prompt], rows: Int[Tensor, " b"], plan: TokenPlan, noise: Noise) -> Tokens:
         b, n = len(rows), self.side**2
         whole = self._whole()

@@ -46,8 +46,9 @@ def render(told: Mapping[str, Any]) -> str:
         sections = [_section(f"b{i}", name, one) for i, (name, one) in enumerate(zip(names, benches, strict=True))]
         sections.insert(0, ("growth", "Growth", _growth(told)))
     note = (
-        "A multiply-add is two operations. Bytes are those that tensor operations read and write, as if nothing stayed "
-        "in a cache: their share of what copying reaches may be above 1."
+        "A multiply-add is two operations. Operations and bytes are those of matrix products, attention and "
+        "convolutions: what lies between them can be fused, and its bytes are left out. Bytes are counted as if no "
+        "cache kept them from one of these to the next: their share of what copying reaches may be above 1."
     )
     return document(f"Bench of {told['recipe']}", header, sections, f"<p>{note}</p>")
 
@@ -70,18 +71,24 @@ def _section(anchor: str, name: str, one: Mapping[str, Any]) -> tuple[str, str, 
         + "</tr>"
         for stage, facts in one["stages"].items()
     )
-    heads = ("stage", "seconds", "CPU seconds", "images/s", "G operations", "of matrix rate", "GB moved", "of copying")
+    heads = ("stage", "seconds", "CPU seconds", "images/s", "G operations", "of the rate", "GB in, out", "of copying")
     table = f"<table><thead><tr>{_heads(heads)}</tr></thead><tbody>{rows}</tbody></table>"
     said = f"{one['images']} images a step, {number(one['memory'] / 1e9)} GB held, median of {one['steps']} steps."
+    if whole := one["stages"]["step"]["whole_operations"]:
+        said += f" Besides {number(whole / 1e9)} G operations in whole numbers a step, whose rate is not measured: "
+        said += "they are not in the share of the rate, and stages that have some are not under the roof."
     return anchor, name, f'<h2>{esc(name)}</h2><p>{said}</p><div class="scroll">{table}</div>{roofline(one)}'
 
 
 def roofline(one: Mapping[str, Any]) -> str:
-    """The stages of a bench under the roof of its machine, as SVG. One without matrix products has no place in it."""
+    """The stages of a bench under the roof of its machine, as SVG.
+
+    One without matrix products has no place in it, nor has one with some in whole numbers, which have another roof.
+    """
     shown = {
         stage: (facts["operations"] / facts["traffic"], facts["operations"] / facts["seconds"])
         for stage, facts in one["stages"].items()
-        if facts["operations"] and facts["traffic"] and facts["seconds"]
+        if facts["operations"] and facts["traffic"] and facts["seconds"] and not facts["whole_operations"]
     }
     if not shown:
         return ""
@@ -116,7 +123,7 @@ def roofline(one: Mapping[str, Any]) -> str:
         out += f'<circle cx="{across:.1f}" cy="{up:.1f}" r="5"/>'
         out += f'<text x="{across + 9:.1f}" y="{up + 4:.1f}">{esc(stage)}</text>'
     middle = (LEFT + WIDTH) / 2
-    out += f'<text class="soft" x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">operations a byte moved</text>'
+    out += f'<text class="soft" x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">operations a byte</text>'
     places = (f"{stage} {number(y / 1e9)} G/s at {number(x)} a byte" for stage, (x, y) in shown.items())
     spoken = f"Roofline, G operations a second. {'; '.join(places)}"
     return (

@@ -12,6 +12,7 @@ ROWS = {
     "draw": "drawing, with decoding",
     "decode": "decoding",
     "scoring": "rewards at work",
+    "read": "texts of the next step",
     "score": "scores, and what follows",
     "recompute": "reference and anchor",
     "weigh": "advantage",

@@ -31,7 +31,7 @@ class Scenes(Suite):
     prompts: Questions = "heldout"  # combinations not trained on, those trained on, classes; the first two of motions
     count: int = 120  # prompts: the categories (or classes) taking turns, over again where a category has too few
     per_prompt: int = 1  # samples of each; from 2 on, how different they are is reported too
-    rows: int = 64  # pictures drawn, and scored, at once. Changes memory, not the result
+    rows: int = 64  # pictures drawn, and scored, at once, or all of one prompt. Changes memory, not the result
 
     def __post_init__(self) -> None:
         for name, value in (("count", self.count), ("per_prompt", self.per_prompt), ("rows", self.rows)):
@@ -47,9 +47,10 @@ class Scenes(Suite):
         `reward_<part>` (means over valid scores). Values: the same but for `diversity`, one a sample."""
         asked = tuple(p for p in self.questions() for _ in range(self.per_prompt))
         pictures = draw_all(policy, asked, plan, seed, self.rows)
-        cuts = [slice(start, start + self.rows) for start in range(0, len(asked), self.rows)]
-        parts = [_values(pictures[cut], asked[cut], reward) for cut in cuts]
-        values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        parts = _parts(asked, self.rows)
+        found = [_values(pictures[part], [asked[i] for i in part], reward) for part in parts]
+        back = torch.tensor([i for part in parts for i in part]).argsort()
+        values = {name: torch.cat([some[name] for some in found])[back] for name in found[0]}
         values |= _by_category(values["verified"], asked)
         metrics = {name: _mean(value) for name, value in values.items()}
         if self.per_prompt > 1:
@@ -68,6 +69,19 @@ class Scenes(Suite):
             return balanced(moving.train(), self.count, PROMPTS_SEED, moving.CATEGORIES)
         classes = class_prompts()
         return tuple(classes[i % len(classes)] for i in range(self.count))
+
+
+def _parts(prompts: Sequence[Prompt], rows: int) -> list[list[int]]:
+    """Places of samples, up to `rows` a part. Those of one prompt are in one part: a reward may compare them."""
+    places: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        places.setdefault(prompt.id, []).append(i)
+    parts: list[list[int]] = []
+    for group in places.values():
+        if not parts or len(parts[-1]) + len(group) > rows:
+            parts.append([])
+        parts[-1] += group
+    return parts
 
 
 def _values(images: Tensor, prompts: Sequence[Prompt], reward: Scorer | None) -> dict[str, Tensor]:
