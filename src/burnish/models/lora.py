@@ -53,6 +53,12 @@ def adapt(
             weight.data = weight.data.float()  # beside frozen weights in bfloat16, adapters are float32 all the same
 
 
+def adapters_at_work(module: nn.Module) -> bool:
+    """Whether a module has peft adapters that have not been switched off."""
+    states = [layer.disable_adapters for layer in module.modules() if hasattr(layer, "disable_adapters")]
+    return bool(states) and not any(states)
+
+
 @contextmanager
 def adapters_off(module: nn.Module) -> Iterator[None]:
     """A block in which the peft adapters of a module do nothing."""

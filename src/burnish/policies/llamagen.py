@@ -32,7 +32,7 @@ from burnish.models.llamagen.files import gpt_shape, load_gpt, load_vq, save_mod
 from burnish.models.llamagen.gpt import GPT, Cache, GPTConfig, Prefix, Slots, released_gpt
 from burnish.models.llamagen.static import StaticSteps, padded
 from burnish.models.llamagen.vq import RELEASED_VQ, VQModel, decode_in_chunks
-from burnish.models.lora import Lora, adapt, adapters_off, merged
+from burnish.models.lora import Lora, adapt, adapters_at_work, adapters_off, merged
 from burnish.models.places import fetch
 from burnish.models.sharding import full, shard
 from burnish.models.weights import Copies, KeepsCopies
@@ -131,7 +131,7 @@ class LlamaGenPolicy(KeepsCopies):
         self.side = spec.pixels // vq.config.cell
         self._cache: Cache | None = None
         self._divided = False  # among processes
-        self._drawn: GPT | None = None  # the copy that draws, where it has to stay
+        self._drawn: dict[bool, GPT] = {}  # copies that draw where they have to stay, by whether adapters are at work
         self.passes = 0  # of the network for the last rollout's tokens, where some were guessed
         quick = spec.decode_precision == "fastest" and quick_in_bf16(device)
         self._decodes_bf16 = quick or spec.decode_precision == "bf16"
@@ -181,6 +181,8 @@ class LlamaGenPolicy(KeepsCopies):
             if i + 1 < n:
                 hidden = next_token(ids[i].repeat(len(branches)), i, self.side, cache, bias)
         order = torch.arange(n, device=self.device).expand(b, n)
+        if self.device.type != "cpu" and not self.spec.compile:  # its memory is the update's; graphs know where it lies
+            self._cache = None
         return Tokens(ids.T.contiguous(), logp.T.contiguous(), torch.ones_like(logp.T), order, entropy.T.contiguous())
 
     def _picked(self, gpt: GPT, mixed: Tensor, plain: TokenPlan, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,14 +207,14 @@ class LlamaGenPolicy(KeepsCopies):
             return packed(gpt, dtype, self.device)
         if dtype != torch.float32:
             gpt = with_linear_layers(gpt, "", lambda weight: CastLinear(weight, dtype))
-        if gpt is self.gpt or self.spec.lora:  # whether adapters are at work is said in the copy
+        if gpt is self.gpt:
             return gpt
         # Graphs know weights by where they lie: the first copy takes the values of the others.
-        if self._drawn is None:
-            self._drawn = gpt
-        for kept, fresh in zip(self._drawn.buffers(), gpt.buffers(), strict=True):
-            kept.copy_(fresh)
-        return self._drawn
+        first = self._drawn.setdefault(adapters_at_work(gpt), gpt)
+        if first is not gpt:
+            for kept, fresh in zip(first.buffers(), gpt.buffers(), strict=True):
+                kept.copy_(fresh)
+        return first
 
     def _guessed(
         self, gpt: GPT, prefix: Prefix, plan: TokenPlan, cache: Cache, bias: Tensor | None, uniform: Tensor
