@@ -112,3 +112,11 @@ def distinct_prompts(prompts: Sequence[Prompt]) -> tuple[Int[Tensor, " b"], list
             place[prompt.id] = len(distinct)
             distinct.append(prompt)
     return torch.tensor([place[p.id] for p in prompts], dtype=torch.long), distinct
+
+
+def places(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Where the samples of each distinct prompt are: they need not lie together."""
+    found: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        found.setdefault(prompt.id, []).append(i)
+    return list(found.values())

@@ -44,8 +44,9 @@ def check(
         return
     taken = estimate(decoded)
     if taken is None:
+        print("what it takes of memory and time is rehearsed, not estimated: --rehearse does a pass of each kind here")
         return
-    print(f"estimate, without rewards and the decoding of pictures: {taken.total / 1e9:.2f} GB of memory or more")
+    print(f"estimate, without rewards, texts and the decoding of pictures: {taken.total / 1e9:.2f} GB of memory or more")
     for what, size in taken.memory.items():
         print(f"    {what:<12} {size / 1e9:8.3f} GB")
     if decoded.shard:
@@ -53,7 +54,7 @@ def check(
     hours = taken.seconds_a_step * decoded.steps / 3600
     print(
         f"    {taken.seconds_a_step:.2f} s a step or more, {hours:.2f} h for all, at the "
-        f"{taken.rate:.0f} G multiply-adds a second just measured here"
+        f"{taken.rate:.0f} G multiply-adds a second just measured here; --rehearse measures more of it"
     )
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from burnish.core import Reward, Scorer
 from burnish.models.chat import UNSOUND, Chat, ChatSettings, Failed, read_question, sound_pictures
+from burnish.prompts import places
 from burnish.types import Prompt, Scores
 
 
@@ -34,7 +35,7 @@ class PairwiseJudge(ChatSettings, Reward):
     """Share of the comparisons with other samples of its prompt that a picture wins.
 
     n samples of a prompt are n (n - 1) / 2 questions. A picture that could be compared with none (alone, not a number,
-    or no reply could be read) has no score, and the note says why; of what a run looks at, that is all pictures.
+    or no reply could be read) has no score, and the note says why; where a suite draws one of a prompt, that is all.
     """
 
     compares = True
@@ -60,11 +61,8 @@ class _PairwiseScorer(Scorer):
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Scores:
         """Notes: how many comparisons a picture has won, or the reason why there are none."""
         pictures = sound_pictures(images)
-        members: dict[str, list[int]] = {}
-        for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
-            if picture:
-                members.setdefault(prompt.id, []).append(i)
-        pairs = [pair for some in members.values() for pair in combinations(some, 2)]
+        sound = ([i for i in some if pictures[i]] for some in places(prompts))
+        pairs = [pair for some in sound for pair in combinations(some, 2)]
         if self._settings.orders == "both":
             pairs += [(second, first) for first, second in pairs]
         shown = [[one for i in pair if (one := pictures[i])] for pair in pairs]
