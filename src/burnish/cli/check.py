@@ -46,7 +46,7 @@ def check(
     if taken is None:
         print("what it takes of memory and time is rehearsed, not estimated: --rehearse does a pass of each kind here")
         return
-    print(f"estimate, without rewards, texts and the decoding of pictures: {taken.total / 1e9:.2f} GB of memory or more")
+    print(f"estimate, without rewards, texts and decoding of pictures: {taken.total / 1e9:.2f} GB of memory or more")
     for what, size in taken.memory.items():
         print(f"    {what:<12} {size / 1e9:8.3f} GB")
     if decoded.shard:
