@@ -491,33 +491,14 @@ def test_gradients_are_finite_differences(plan, transition):
 
 
 @pytest.mark.parametrize("transition", [DDIM(), FlowSDE(), CPS(), Consistency(), ScoreAction(DDIM())], ids=str)
-def test_policy_gradients_move_the_mean_to_where_the_reward_is(transition: Transition):
+def test_clipped_updates_move_the_mean_to_where_the_reward_is(transition: Transition):
+    """200 updates by StepClip, two of each rollout: in the first ratios are 1, in the second some steps are stopped."""
     policy = DenoisingPolicy(GaussianFlow(0.0))
     (_, centre), n = policy.parameters()[0], 32
     plan = LatentPlan(group=n, steps=4, stochastic=(0, 1, 2), transition=transition)
-    optimiser = torch.optim.Adam([centre], lr=0.03)
-    means = []
-    for step in range(200):
-        rollout = policy.sample(one(n), plan, Noise(0, step, tuple(range(n))))
-        reward = -(rollout.final.flatten() - 2).square()
-        advantage = (reward - reward.mean()) / reward.std()
-        loss = -(advantage.unsqueeze(1) * policy.logp(rollout)).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        means.append(rollout.final.mean().item())
-    assert abs(means[0]) < 0.5 and sum(means[-20:]) / 20 == pytest.approx(2, abs=0.3), (means[0], means[-20:])
-    assert math.isfinite(centre.item())
-
-
-def test_clipped_steps_move_the_mean_too():
-    """As above by StepClip, twice a rollout: the second time ratios have left 1, and some are stopped."""
-    policy = DenoisingPolicy(GaussianFlow(0.0))
-    (_, centre), n = policy.parameters()[0], 32
-    plan = LatentPlan(group=n, steps=4, stochastic=(0, 1, 2), transition=FlowSDE())
-    optimiser = torch.optim.Adam([centre], lr=0.03)
+    optimiser = torch.optim.Adam([centre], lr=0.05)
     objective, keep, stopped, means = StepClip(clip=0.02), torch.ones(n, dtype=torch.bool), 0.0, []
-    for step in range(200):
+    for step in range(100):
         rollout = policy.sample(one(n), plan, Noise(0, step, tuple(range(n))))
         scores = Scores.of("near", -(rollout.final.flatten() - 2).square())
         advantage = (scores.total - scores.total.mean()) / scores.total.std()
@@ -526,12 +507,12 @@ def test_clipped_steps_move_the_mean_too():
             optimiser.zero_grad()
             (loss.total / loss.count).backward()
             optimiser.step()
-            share = float(loss.metrics["clipped"].total / loss.metrics["clipped"].count)
-            assert turn or share == 0
+            share, gap = (float(loss.metrics[name].total / loss.metrics[name].count) for name in ("clipped", "law_gap"))
+            assert share == gap == 0 if turn == 0 else gap > 0
             stopped += share
         means.append(rollout.final.mean().item())
-    assert abs(means[0]) < 0.5 and sum(means[-20:]) / 20 == pytest.approx(2, abs=0.3), (means[0], means[-20:])
-    assert stopped > 1
+    assert abs(means[0]) < 0.5 and sum(means[-20:]) / 20 == pytest.approx(2, abs=0.15), (means[0], means[-20:])
+    assert stopped > 1 and math.isfinite(centre.item())
 
 
 def test_a_branch_counts_once_however_many_leaves_it_has():

@@ -50,6 +50,20 @@ def test_a_decay_that_rises_is_a_function_of_the_step() -> None:
     assert Copy().decay_at(7) is None and Copy(0.9).decay_at(7) == 0.9
 
 
+def test_a_decay_of_one_freezes_a_copy_and_of_zero_copies(live: list) -> None:
+    """To the last bit, however often the live weights moved."""
+    copies, start = Copies(live), [w.detach().clone() for _, w in live]
+    copies.keep({"frozen": Copy(1.0), "step": Copy(1.0, every="step"), "near": Copy(0.0)})
+    for step in range(1, 21):
+        drifted(live, copies)
+        copies.advance(step, "step")
+    now = [w.detach().clone() for _, w in live]
+    for name, expected in (("frozen", start), ("step", start), ("near", now)):
+        with copies.using(name):
+            assert all(torch.equal(w, was) for (_, w), was in zip(live, expected, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(start, now, strict=True))
+
+
 def test_copies_of_a_step_stay_through_its_updates() -> None:
     copies = Copies([("x", torch.nn.Parameter(torch.tensor([8.0])))])
     (x,) = copies._live.values()

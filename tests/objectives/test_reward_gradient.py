@@ -11,12 +11,14 @@ from objectives.test_steps import at, batch, slope
 from toy_denoiser import ToyFlow, asked
 
 from burnish.core import LatentPlan, Scorer
+from burnish.formulas import gaussian
 from burnish.formulas.matching import noised
 from burnish.formulas.noise import Noise
+from burnish.models.denoiser import DenoisingPolicy, Network
 from burnish.objectives.refl import ReFL
 from burnish.objectives.reward_gradient import RewardGradient
 from burnish.transitions.flow_sde import FlowSDE
-from burnish.types import Scores
+from burnish.types import Prompt, Scores
 
 
 class Linear(Scorer):
@@ -200,6 +202,81 @@ def test_draft_lv_varies_less_the_more_it_draws():
     assert 0.11 < ratio < 0.14
     error = (one.var(0) / 300 + eight.var(0) / 300).sqrt()[varied]
     assert ((one.mean(0) - eight.mean(0))[varied].abs() < 4.5 * error).all()
+
+
+WIDTH = 0.5  # of the data of `Gaussians`
+
+
+class Gaussians(Network):
+    """The exact velocity of data N(c, 1/4) in one dimension, with a centre c of its own for every prompt."""
+
+    def __init__(self, prompts: int) -> None:
+        self.device, self.shape = torch.device("cpu"), (1, 1, 1)
+        self.centres = torch.nn.Parameter(torch.zeros(prompts, 1, 1, 1))
+
+    def conditions(self, prompts):
+        return torch.tensor([prompt.facts["number"] for prompt in prompts])
+
+    def velocity(self, x, t, conditions, guidance):
+        c, t = self.centres[conditions], gaussian.rows(t, x)
+        away = (x - (1 - t) * c) / ((1 - t) ** 2 * WIDTH**2 + t**2)
+        return t * away - c - (1 - t) * WIDTH**2 * away
+
+    def times(self, steps):
+        even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        return 3 * even / (1 + 2 * even)
+
+    def start(self, noise, steps):
+        return noise
+
+    def decode(self, latents):
+        return latents / 20 + 0.5
+
+    def trained(self):
+        return [("centres", self.centres)]
+
+    def export(self, folder) -> None: ...
+
+
+class Near(Scorer):
+    """-(x - 2)^2 of the latent x that a picture of `Gaussians` shows."""
+
+    def __call__(self, images, prompts) -> Scores:
+        return Scores.of("near", -(20 * images.flatten() - 12).square())
+
+
+def test_at_equal_cost_draft_lv_varies_less_than_one_step_while_its_draws_are_few():
+    """A gradient varies by B between samples, and by W with the noise that the last step begins with. One draw: B + W
+    for T + 1 evaluations; n draws: B + W / n for T + n. At equal cost n vary less than one while n < T W / B, here 8:
+    two do; 64, which vary the least for a sample, do not."""
+    count, steps = 20_000, 10
+    policy = DenoisingPolicy(Gaussians(count))
+    plan = LatentPlan(group=1, steps=steps, waypoint=steps - 1)
+    asked_of = [Prompt(str(i), "", {"number": i}) for i in range(count)]
+    of = batch(policy.sample(asked_of, plan, Noise(0, 0, tuple(range(count)))))
+    drawing = policy.evaluations
+
+    def varies(objective, evaluations: int) -> float:
+        """Variance of the gradient of a sample, whose picture and update cost so many evaluations."""
+        before = policy.evaluations
+        found = count * slope(objective.loss(of, policy, Near()), policy).double()
+        assert drawing + policy.evaluations - before == count * evaluations
+        return float(found.var())
+
+    step = varies(RewardGradient(last=1), steps + 1)
+    one, two, many = (varies(ReFL(draws=n), steps + n) for n in (1, 2, 64))
+    assert many < two < one and two < step
+    for alone in (step, one):
+        assert two * (steps + 2) < 0.9 * alone * (steps + 1) and many * (steps + 64) > 2 * alone * (steps + 1)
+
+    # x - t v = c + kept (x - (1 - t) c), t 1/4: the gradient of (x - t v - 2)^2 is 2 (x - t v - 2) (1 - kept (1 - t))
+    kept = 0.75 * WIDTH**2 / (0.75**2 * WIDTH**2 + 0.25**2)
+    scale = (2 * kept * (1 - 0.75 * kept)) ** 2
+    between, within = 0.75**2 * float(of.rollout.final.var()), 0.25**2
+    assert steps * within / between == pytest.approx(8, abs=0.3)
+    assert step == pytest.approx(scale * float(of.rollout.waypoint.var()), rel=1e-3)
+    for draws, found in ((1, one), (2, two), (64, many)):
+        assert found == pytest.approx(scale * (between + within / draws), rel=0.04)
 
 
 @pytest.mark.parametrize("objective", [RewardGradient(), ReFL(draws=1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from laws import laws
 from toy_denoiser import ToyFlow, asked
 
-from burnish.core import Denoiser, LatentPlan
+from burnish.core import Denoiser, LatentPlan, Transition
 from burnish.formulas import steps
 from burnish.formulas.noise import Noise
 from burnish.objectives.dpok import DPOK
@@ -20,6 +21,8 @@ from burnish.objectives.rebel import REBEL
 from burnish.objectives.reinforce import Reinforce
 from burnish.objectives.score_function import ScoreFunction
 from burnish.objectives.step_clip import StepClip
+from burnish.transitions.consistency import Consistency
+from burnish.transitions.cps import CPS
 from burnish.transitions.ddim import DDIM
 from burnish.transitions.flow_sde import FlowSDE
 from burnish.types import Batch, Loss, Rollout, Scores, take
@@ -32,6 +35,14 @@ def at(policy: Denoiser, rollout: Rollout) -> Rollout:
     with torch.no_grad():
         now = policy.score(rollout)
     return replace(rollout, decisions=(replace(rollout.decisions[0], logp=now.logp, mean=now.mean, std=now.std),))
+
+
+def drawn_by(transition: Transition) -> Rollout:
+    """Two steps of four, from 3/4 to 1/2 to 1/4, recorded in float64."""
+    plan = LatentPlan(group=4, steps=4, stochastic=(1, 2), transition=transition)
+    old = ToyFlow(shape=(2, 2, 2), prompts=3).load(torch.device("cpu"))
+    rollout = old.sample(asked(4, prompts=3), plan, Noise(3, 0, tuple(range(12))))
+    return at(laws.denoiser({}, 0.0), laws.exactly(rollout))
 
 
 def batch(rollout: Rollout, advantage: torch.Tensor | None = None) -> Batch:
@@ -177,6 +188,29 @@ def test_guard_has_the_gradient_of_its_ratio_and_can_be_balanced():
     torch.testing.assert_close(slope(lost(GRPOGuard(balance="length"), of, policy), policy), plain)
 
 
+@pytest.mark.parametrize("density", [False, True])
+def test_guard_takes_the_deviation_of_cps_as_it_is(density):
+    """sigma = s sin(eta pi / 2), without the root of the step's length (specification, trap 7), whatever its log p."""
+    policy, rollout = laws.denoiser({}, 0.1), drawn_by(CPS(0.7, density))
+    drawn, angle = rollout.decisions[0], 0.7 * math.pi / 2
+    t, s = (u[..., None, None, None] for u in drawn.time.unbind(-1))
+    x, v = drawn.before, policy.score(rollout).velocity
+    mean, sigma = (1 - s) * (x - t * v) + s * math.cos(angle) * (x + (1 - t) * v), s * math.sin(angle)
+    gap = steps.mean_over_dimensions((drawn.after - drawn.mean) / sigma * (mean - drawn.mean))
+    ratio, of = gap.exp(), batch(rollout)
+    advantage = of.advantage[:, None]
+    expected = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.98, 1.02)).mean()
+    loss = lost(GRPOGuard(clip=0.02), of, policy)
+    torch.testing.assert_close(loss.total / loss.count, expected)
+    torch.testing.assert_close(slope(loss, policy), slope(expected, policy))
+    assert 0 < mean_of(loss, "clipped") < 1
+    assert mean_of(loss, "ratio_mean") == pytest.approx(float(ratio.detach().mean()))
+    if density:
+        square, std = (mean - drawn.mean).square(), sigma.flatten(1)
+        back = steps.mean_over_dimensions(square) / (2 * std)
+        torch.testing.assert_close(gap, std * (policy.logp(rollout) - rollout.logp) + back)
+
+
 # --- distances ----------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +269,61 @@ def test_credit_is_proportional():
     torch.testing.assert_close(by_time, w.sum(1, keepdim=True) / 0.75 * (time[..., 0] - time[..., 1]))
     each = w / (1 - time[..., 0])
     torch.testing.assert_close(by_noise / (1 - time[..., 0]), each.mean(1, keepdim=True).expand_as(each))
+
+
+def of_sde(t, s):
+    """sqrt(h) / sigma (1 + (1 - t) sigma^2 / 2t)."""
+    sigma = 0.7 * (t / (1 - t)).sqrt()
+    return (t - s).sqrt() / sigma * (1 + (1 - t) * sigma.square() / (2 * t))
+
+
+def of_cps(t, s):
+    """Of the mean (1 - s) (x - t v) + s cos (x + (1 - t) v), the deviation s sin."""
+    angle = 0.7 * math.pi / 2
+    return ((1 - s) * t - s * math.cos(angle) * (1 - t)) / (s * math.sin(angle))
+
+
+def of_ddim(t, s):
+    """(c1 - c2) / sigma for noise, of which a change of the velocity by 1 is 1 - t."""
+    bar, bar_after = ((1 - u).square() / ((1 - u).square() + u.square()) for u in (t, s))
+    square = (1 - bar_after) / (1 - bar) * (1 - bar / bar_after)
+    c1, c2 = ((1 - bar) * bar_after / bar).sqrt(), (1 - bar_after - square).sqrt()
+    return (1 - t) * (c1 - c2) / square.sqrt()
+
+
+@pytest.mark.parametrize(("transition", "by_hand"), [
+    (FlowSDE(), of_sde), (CPS(density=True), of_cps), (DDIM(), of_ddim), (Consistency(), lambda t, s: (1 - s) * t / s),
+])  # fmt: skip
+def test_a_log_ratio_is_what_its_leverage_says(transition, by_hand):
+    """log r = -w dv . z - w^2 |dv|^2 / 2 (specification, 5.3); GRPO-Guard's is -std w dv . z, its first term alone."""
+    rollout = drawn_by(transition)
+    drawn, now = rollout.decisions[0], laws.denoiser({}, 0.1).score(rollout)
+    dv = now.velocity - laws.denoiser({}, 0.0).score(rollout).velocity
+    z = (drawn.after - drawn.mean) / drawn.std[..., None, None, None]
+    w = by_hand(*drawn.time.unbind(-1))
+    linear, square = w * steps.mean_over_dimensions(dv * z), w.square() * steps.mean_over_dimensions(dv.square())
+    torch.testing.assert_close(now.logp - drawn.logp, -linear - square / 2)
+    torch.testing.assert_close(steps.guarded_log_ratio(now.mean, drawn), -drawn.std * linear)
+    torch.testing.assert_close(steps.leverage(transition.move, drawn.time), w)
+
+
+def test_the_steps_of_stable_diffusion_3():
+    """Ten, shift 3, a 0.7 (specification, 5.2 and 5.3). By hand, the first goes from 1 to 27/28: sigma 0.7 sqrt(28), h
+    1/28, std 0.7, w 1 / (28 x 0.7). The last goes from 1/4 to 0: sigma 0.7 / sqrt(3), h 1/4."""
+    even = torch.linspace(1, 0, 11, dtype=torch.float64)
+    policy = ToyFlow(shape=(2, 2, 2), prompts=3).load(torch.device("cpu"))
+    policy.network.times = lambda steps: 3 * even / (1 + 2 * even)
+    plan = LatentPlan(group=4, steps=10, stochastic=tuple(range(10)), transition=FlowSDE(0.7))
+    rollout = policy.sample(asked(4, prompts=3), plan, Noise(3, 0, tuple(range(12))))
+    std, time = rollout.decisions[0].std[0].double(), rollout.decisions[0].time[0]
+    assert std.tolist() == pytest.approx([0.70, 0.74, 0.53, 0.44, 0.39, 0.35, 0.32, 0.29, 0.26, 0.20], abs=5e-3)
+    assert float(1 / std.mean()) == pytest.approx(2.371, abs=5e-4)
+    w = steps.leverage(FlowSDE(0.7).move, time)
+    assert w[[0, -1]].tolist() == pytest.approx([1 / 19.6, 3**0.5 / 1.4 * (1 + 1.5 * 0.49 / 3)])
+    assert w[[0, -1]].tolist() == pytest.approx([0.051, 1.540], abs=5e-4)
+    assert w[0] == w.min() and w[-1] == w.max() and float(w.sum()) == pytest.approx(4.297, abs=5e-4)
+    credit = PCPO()._credit(rollout, policy)[0] * w
+    torch.testing.assert_close(credit, w.sum() * (time[:, 0] - time[:, 1]))
 
 
 def test_the_leverage_of_stable_diffusion():

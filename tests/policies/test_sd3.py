@@ -11,7 +11,6 @@ from burnish.core import LatentPlan
 from burnish.models.lora import Lora
 from burnish.policies.sd3 import ADAPTED, SD3
 from burnish.transitions.flow_sde import FlowSDE
-from burnish.types import take
 
 CPU = torch.device("cpu")
 DYNAMIC = {"shift": 1.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
@@ -48,20 +47,6 @@ def test_without_noise_it_draws_what_the_pipeline_draws(tmp_path, scheduler, kin
     latents, pictures = drawn_by_diffusers(spec.weights, p, 6, guidance)
     torch.testing.assert_close(rollout.final, latents, atol=2e-5, rtol=0)
     torch.testing.assert_close(rollout.media, pictures, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stored", ["fp32", "bf16"])
-def test_before_an_update_ratios_are_exactly_one(tmp_path, precision, stored):
-    """With the real network, and however many rows are scored together."""
-    policy = sd3(tmp_path, precision=precision).load(CPU)
-    plan = LatentPlan(4, 3.0, steps=5, stochastic=(0, 1, 2, 3), transition=FlowSDE(), stored=stored)
-    asked = [prompt for prompt in prompts()[::2] for _ in range(4)]
-    rollout = policy.sample(asked, plan, noise(len(asked)))
-    with torch.no_grad():
-        for rows in torch.arange(len(asked)).split(3):
-            some = take(rollout, rows)
-            assert torch.equal((policy.logp(some) - some.logp).exp(), torch.ones_like(some.logp))
 
 
 def test_times_are_the_schedulers(tmp_path):
