@@ -148,13 +148,9 @@ class Attention(nn.Module):
         q, k, v = self._qkv(x, rope)
         keys[:, :, slot] = k.unsqueeze(2).to(keys.dtype)
         values[:, :, slot] = v.unsqueeze(2).to(values.dtype)
-        mixed = F.scaled_dot_product_attention(
-            q.unsqueeze(2).to(keys.dtype),
-            keys[:, :, seen],
-            values[:, :, seen],
-            attn_mask=None if bias is None else bias[..., seen],
-        )
-        return self.wo(mixed.flatten(1))
+        bias = None if bias is None else bias[..., seen]
+        attend = _one_query if x.device.type == "cpu" else F.scaled_dot_product_attention
+        return self.wo(attend(q.unsqueeze(2).to(keys.dtype), keys[:, :, seen], values[:, :, seen], bias).flatten(1))
 
     def several(
         self, x: Float[Tensor, "n dim"], rope: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor
@@ -175,6 +171,19 @@ class Attention(nn.Module):
         qkv = self.wqkv(x).unflatten(-1, (3, self.heads, -1))
         q, k = rotate(qkv[..., :2, :, :], rope).unbind(-3)
         return q, k, qkv[..., 2, :, :]
+
+
+def _one_query(
+    q: Float[Tensor, "b heads 1 d"], keys: Float[Tensor, "b heads s d"], values: Tensor, bias: Tensor | None
+) -> Float[Tensor, "b heads 1 d"]:
+    """Attention of one query for each sequence, by products of a matrix and a vector.
+
+    F.scaled_dot_product_attention works on blocks of queries, of which there is one here: on a processor it takes 1.2
+    to 1.5 times as long over 129 to 257 slots, and in bfloat16 2.2 to 3 times.
+    """
+    scores = (keys @ (q * q.shape[-1] ** -0.5).transpose(2, 3)).transpose(2, 3).float()
+    weights = (scores if bias is None else scores + bias).softmax(-1)
+    return weights.to(values.dtype) @ values
 
 
 class FeedForward(nn.Module):
