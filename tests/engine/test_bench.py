@@ -74,7 +74,8 @@ def test_a_token_step_reads_weights_once_and_the_keys_and_values_seen():
     ends = sum(rows * (layer.in_features + layer.out_features) for layer in layers)
     weights = sum(layer.weight.numel() for layer in layers)
     seen = 2 * rows * (position + 2) * dim  # the prefix, tokens up to this one
-    attention = seen + rows * dim + rows * (dim + heads)  # a query in; a value out, and the softmax's sum of each head
+    scores = rows * heads * (position + 2)  # out of one product, and into the other
+    attention = seen + 2 * rows * dim + 2 * scores  # a query in, a value out
     assert work.traffic == FLOAT * (weights + ends + 2 * attention)
 
 
