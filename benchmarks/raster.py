@@ -37,12 +37,10 @@ from burnish.policies.llamagen import LlamaGen, LlamaGenPolicy
 from burnish.types import Prompt, TokenPlan, take
 
 TINY = GPTConfig(dim=64, layers=2, heads=2, vocabulary=256, classes=10)
-ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention")
+ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention", "aten::bmm", "aten::baddbmm")
 PRODUCTS = (
     "aten::mm",
     "aten::addmm",
-    "aten::bmm",
-    "aten::baddbmm",
     "aten::linear",
     "aten::matmul",
     "aten::_int_mm",

@@ -280,9 +280,8 @@ def main(name: str, folder: str, *resume: str) -> int:
                 home.with_suffix(".json").write_text(json.dumps(found.as_dict()))
             return 0
         train(replace(whole, steps=int(until)) if until else whole, home, bool(resume), Reporter(home, quiet=True))
-        if not shard and (
-            left := [name for name in _threads() if "gloo" in name]
-        ):  # torch's caches of DTensors keep them
+        left = [name for name in _threads() if "gloo" in name]
+        if left and not shard:  # torch's caches of DTensors keep them
             raise AssertionError(f"threads are left that may abort the exit: {left}")
     except ValueError as problem:
         print(f"process {os.environ.get('RANK', '0')}: {problem}", flush=True)

@@ -114,9 +114,7 @@ def distinct_prompts(prompts: Sequence[Prompt]) -> tuple[Int[Tensor, " b"], list
     return torch.tensor([place[p.id] for p in prompts], dtype=torch.long), distinct
 
 
-def places(prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Where the samples of each distinct prompt are: they need not lie together."""
-    found: dict[str, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        found.setdefault(prompt.id, []).append(i)
-    return list(found.values())
+def by_prompt(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """The samples of each distinct prompt, by their numbers: they need not lie together."""
+    rows, _ = distinct_prompts(prompts)
+    return [some.tolist() for some in rows.argsort(stable=True).split(rows.bincount().tolist())]

@@ -58,8 +58,7 @@ class Plan:
 
     @property
     def shares_learned(self) -> bool:
-        """Whether samples of a group share states that are learned from: one evaluation serves them if they are scored
-        at once."""
+        """Samples of a group share states that are learned from, and that are evaluated once if scored at once."""
         return False
 
 

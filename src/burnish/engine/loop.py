@@ -264,7 +264,7 @@ class Run:
         return metrics
 
     def _save_finished(self, place: Place, step: int) -> None:
-        """Save what a step found that failed in drawing or scoring: a run as it was after the step before."""
+        """A step has failed while it drew or scored: save the run as it was after `step`, the one before."""
         if self._still is None or not step or self._saved == step or place.ranks.divides or not place.ranks.leads:
             return
         torch.set_rng_state(self._still)

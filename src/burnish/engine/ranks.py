@@ -21,7 +21,7 @@ from torch import Tensor
 
 from burnish.core import Advantage, Copy, Policy, Scorer
 from burnish.formulas.noise import Noise
-from burnish.prompts import places
+from burnish.prompts import by_prompt
 from burnish.types import Latents, Plan, Prompt, Rollout, Scores, concatenate, take
 
 T = TypeVar("T")
@@ -205,7 +205,7 @@ class ScoresTogether(Scorer):
         self._scorer, self._ranks = scorer, ranks
 
     def __call__(self, images: Float[Tensor, "b *f 3 h w"], prompts: Sequence[Prompt]) -> Scores:
-        groups = places(prompts)
+        groups = by_prompt(prompts)
         at = self._ranks.share(len(groups))
         mine = None
         if some := [i for group in groups[at.start : at.stop] for i in group]:

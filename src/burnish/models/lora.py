@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -53,18 +53,22 @@ def adapt(
             weight.data = weight.data.float()  # beside frozen weights in bfloat16, adapters are float32 all the same
 
 
+def _adapted(module: nn.Module) -> list[Any]:
+    """The layers of a module that have peft adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+
+
 def adapters_at_work(module: nn.Module) -> bool:
-    """Whether a module has peft adapters that have not been switched off."""
-    states = [layer.disable_adapters for layer in module.modules() if hasattr(layer, "disable_adapters")]
-    return bool(states) and not any(states)
+    """Whether the peft adapters of a module have not been switched off."""
+    return not any(layer.disable_adapters for layer in _adapted(module))
 
 
 @contextmanager
 def adapters_off(module: nn.Module) -> Iterator[None]:
     """A block in which the peft adapters of a module do nothing."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    layers = _adapted(module)
     frozen = [weight for layer in layers for weight in layer.parameters() if not weight.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)

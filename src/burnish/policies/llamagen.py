@@ -148,6 +148,8 @@ class LlamaGenPolicy(KeepsCopies):
         rows, distinct = distinct_prompts(prompts)
         with autocast(self.device, self.spec.precision):
             tokens = self._draw(distinct, rows.to(self.device), plan, noise)
+        if self.device.type != "cpu" and not self.spec.compile:  # its memory is the update's; graphs know where it lies
+            self._cache = None
         with lap("decode"), torch.autocast(self.device.type, torch.bfloat16, enabled=self._decodes_bf16):
             media = decode_in_chunks(self.vq, tokens.ids, self.spec.decode_rows).float()
         return Rollout(tuple(prompts), rows, (tokens,), media, plan, noise.ids)
@@ -181,8 +183,6 @@ class LlamaGenPolicy(KeepsCopies):
             if i + 1 < n:
                 hidden = next_token(ids[i].repeat(len(branches)), i, self.side, cache, bias)
         order = torch.arange(n, device=self.device).expand(b, n)
-        if self.device.type != "cpu" and not self.spec.compile:  # its memory is the update's; graphs know where it lies
-            self._cache = None
         return Tokens(ids.T.contiguous(), logp.T.contiguous(), torch.ones_like(logp.T), order, entropy.T.contiguous())
 
     def _picked(self, gpt: GPT, mixed: Tensor, plain: TokenPlan, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,7 +210,7 @@ class LlamaGenPolicy(KeepsCopies):
         if gpt is self.gpt:
             return gpt
         # Graphs know weights by where they lie: the first copy takes the values of the others.
-        first = self._drawn.setdefault(adapters_at_work(gpt), gpt)
+        first = self._drawn.setdefault(bool(self.spec.lora) and adapters_at_work(gpt), gpt)
         if first is not gpt:
             for kept, fresh in zip(first.buffers(), gpt.buffers(), strict=True):
                 kept.copy_(fresh)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from burnish.core import Reward, Scorer
 from burnish.models.chat import UNSOUND, Chat, ChatSettings, Failed, read_question, sound_pictures
-from burnish.prompts import places
+from burnish.prompts import by_prompt
 from burnish.types import Prompt, Scores
 
 
@@ -61,7 +61,7 @@ class _PairwiseScorer(Scorer):
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Scores:
         """Notes: how many comparisons a picture has won, or the reason why there are none."""
         pictures = sound_pictures(images)
-        sound = ([i for i in some if pictures[i]] for some in places(prompts))
+        sound = ([i for i in some if pictures[i]] for some in by_prompt(prompts))
         pairs = [pair for some in sound for pair in combinations(some, 2)]
         if self._settings.orders == "both":
             pairs += [(second, first) for first, second in pairs]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from burnish.core import Evaluation, Policy, Scorer, Suite
 from burnish.draws import draw_all
-from burnish.prompts import places
+from burnish.prompts import by_prompt
 from burnish.types import Plan, Prompt
 from burnish.worlds.scenes import moving
 from burnish.worlds.scenes.classes import class_prompts
@@ -75,7 +75,7 @@ class Scenes(Suite):
 def _parts(prompts: Sequence[Prompt], rows: int) -> list[list[int]]:
     """Places of samples, up to `rows` a part. Those of one prompt are in one part: a reward may compare them."""
     parts: list[list[int]] = []
-    for group in places(prompts):
+    for group in by_prompt(prompts):
         if not parts or len(parts[-1]) + len(group) > rows:
             parts.append([])
         parts[-1] += group
