@@ -7,6 +7,9 @@ floor   the matrix products that this work cannot do without, one after another,
         weights that lie as the processor reads them, those of learning by F.linear
 naive   the loop of benchmarks/naive.py on the same weights; its greedy tokens and its gradients must be ours
 step    drawing, the reference's log-probabilities, the policy's and the gradient; no decoding, no optimiser
+encode  what a step reads besides. Text: FLAN-T5-XL of random weights, ours once for each caption and over its words;
+        the naive step for each image, over 120 slots, and again for the reference and for the policy. Class: VQ-16's
+        codes of a real image for each sample, which nobody uses; ours makes none
 quick   blocks in eight bits while drawing, and everything else in bfloat16
 gap     of a law: mean difference of what a policy says of its tokens while drawing and while scoring
 cpu     processor seconds over all threads; ratios are medians over rounds in which all take their turn
@@ -100,6 +103,41 @@ def make_policy(setting: Setting) -> tuple[LlamaGenPolicy, tuple[Prompt, ...]]:
     return LlamaGenPolicy(spec, gpt, vq, captions, device), rows
 
 
+def text_encoder(width: int) -> Any:
+    """Of random weights, in the shape of FLAN-T5-XL, or small where captions are narrower than its own."""
+    from transformers import T5Config, T5EncoderModel
+
+    layers, heads = (24, 32) if width == 2048 else (2, 2)
+    config = T5Config(
+        d_model=width, d_ff=5 * width // 2, num_layers=layers, num_heads=heads, feed_forward_proj="gated-gelu"
+    )
+    return T5EncoderModel(config).eval().requires_grad_(False)
+
+
+def encoding(policy: LlamaGenPolicy, prompts: tuple[Prompt, ...], setting: Setting) -> dict[str, Callable[[], object]]:
+    """What our step and the naive one encode before they draw and learn: captions, or images that nobody asked for."""
+    if policy.captions is None:
+        vq = VQModel(RELEASED_VQ["VQ-16"] if setting.size != "tiny" else VQConfig(32, (1,), 32, 256, 8)).eval()
+        images = torch.rand(setting.images, 3, *[vq.config.cell * round(setting.tokens**0.5)] * 2)
+        return {"encode, ours": lambda: None, "encode, naive": torch.no_grad()(lambda: vq.encode(images))}
+    captions: Any = policy.captions
+    encoder = text_encoder(captions.features.shape[-1])
+    words = torch.randint(encoder.config.vocab_size, captions.visible.shape)
+
+    @torch.no_grad()
+    def ours() -> None:
+        for row, length in zip(words, captions.visible.sum(1).tolist(), strict=True):
+            encoder(row[None, :length])
+
+    @torch.no_grad()
+    def theirs() -> None:
+        rows = torch.tensor([int(p.text) for p in prompts])
+        for part in (rows, *rows.split(setting.update_images) * 2):
+            encoder(words[part], attention_mask=captions.visible[part].flip(1).long())
+
+    return {"encode, ours": ours, "encode, naive": theirs}
+
+
 Products = list[tuple[int, Tensor]]  # rows that a weight is multiplied with
 
 
@@ -184,6 +222,11 @@ def median(rounds: list[Took], what: str = "wall") -> float:
 
 def ratio(a: list[Took], b: list[Took], what: str) -> float:
     return statistics.median(asdict(x)[what] / asdict(y)[what] for x, y in zip(a, b, strict=True))
+
+
+def summed(a: list[Took], b: list[Took]) -> list[Took]:
+    """Two jobs of a round as one."""
+    return [Took(x.wall + y.wall, x.cpu + y.cpu) for x, y in zip(a, b, strict=True)]
 
 
 def shares(job: Callable[[], object], device: torch.device) -> dict[str, float]:
@@ -333,12 +376,15 @@ def measure_step(policy: LlamaGenPolicy, prompts: tuple[Prompt, ...], setting: S
     if quick_in_bf16(policy.device):
         quick = changed(policy, precision="bf16", draw_precision="int8")
         jobs["quick"] = lambda: ours(quick)
-    took = turns(jobs, setting.repeats, policy.device)
+    took = turns(jobs | encoding(policy, prompts, setting), setting.repeats, policy.device)
     policy.gpt.zero_grad(set_to_none=True)
     for name, rounds in took.items():
         yield f"step, {name}, cpu seconds", median(rounds, "cpu")
-        if name != "naive":
-            yield f"naive step / {name}, cpu", ratio(took["naive"], rounds, "cpu")
+    naive_whole = summed(took["naive"], took["encode, naive"])
+    for name in [name for name in jobs if name != "naive"]:
+        yield f"naive step / {name}, cpu", ratio(took["naive"], took[name], "cpu")
+        whole = summed(took[name], took["encode, ours"])
+        yield f"naive step / {name}, both with encoding, cpu", ratio(naive_whole, whole, "cpu")
 
 
 def measure_decoding(setting: Setting) -> Iterator[tuple[str, float]]:

@@ -59,6 +59,9 @@ class ToyNetwork(Network):
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         return latents.sigmoid()
 
+    def latents(self, pictures: Sequence[Float[Tensor, "c h w"]]) -> Float[Tensor, "n c h w"]:
+        return torch.stack(list(pictures)).logit(eps=1e-6)
+
     def trained(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
         return list(self.weights.items())
 

@@ -381,6 +381,10 @@ class Denoiser(Policy):
         """Pictures in [0, 1], with their gradient."""
 
     @abstractmethod
+    def latents(self, pictures: Sequence[Float[Tensor, "*f 3 h w"]]) -> Float[Tensor, "n *d"]:
+        """Clean latents of pictures or videos in [0, 1] of any size, without gradient: what `decode` undoes."""
+
+    @abstractmethod
     def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
         """Where steps begin and end, falling to 0. Float64."""
 

@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor
 
 from burnish.core import Advantage, Objective, Planner, PolicySpec, Reward, Source, Suite, Transition
@@ -35,12 +36,18 @@ PLAINEST = {
     Transition: ("transitions", "ddim"),
 }
 # A setting of text that has no default: what to try it with.
-EXAMPLES = {"name": "laws.found:brightness"}
+EXAMPLES = {"name": "laws.found:brightness", "pairs": "laws.found:captioned"}
 
 
 def brightness(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     """A reward of somebody's own, as `function` takes it."""
     return images.mean((1, 2, 3))
+
+
+def captioned() -> list[tuple[Prompt, Tensor]]:
+    """Pictures for the toy denoiser of the laws."""
+    pictures = torch.rand(5, 2, 2, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return [(Prompt(f"data/{i}", "a thing", {"number": i % 3}), one) for i, one in enumerate(pictures)]
 
 
 def files(kind: str) -> list[str]:

@@ -12,7 +12,7 @@ from tiny_diffusers import noise, prompts
 
 from burnish.core import Copy, LatentPlan
 from burnish.models.denoiser import DenoisingPolicy
-from burnish.models.diffusers_parts import Decoder, Texts
+from burnish.models.diffusers_parts import Autoencoder, Texts
 from burnish.models.lora import Lora
 from burnish.transitions.ddim import DDIM
 from burnish.transitions.flow_sde import FlowSDE
@@ -409,10 +409,10 @@ def test_wrong_settings(tiny):
 def test_pictures_larger_than_a_tile_are_decoded_in_tiles(tiny, policy):
     latents = noise(2).normal((4, 8, 8)).requires_grad_()
     tiles = tiny(tiled_decode=True).load(CPU)
-    vae, side = tiles.network.pipeline.vae, 4 * tiles.network.decoder.cell
+    vae, side = tiles.network.pipeline.vae, 4 * tiles.network.codec.cell
     if policy.network.name in ("qwen_image", "sana"):  # whose config says nothing of tiles: they are of 256 and more
         assert vae.use_tiling
-        vae.enable_tiling(side, side, side - tiles.network.decoder.cell, side - tiles.network.decoder.cell)
+        vae.enable_tiling(side, side, side - tiles.network.codec.cell, side - tiles.network.codec.cell)
     whole, tiled = policy.decode(latents), tiles.decode(latents)
     assert whole.shape == tiled.shape and not torch.equal(whole, tiled)
     corner = latents[..., :4, :4]  # one tile
@@ -427,15 +427,56 @@ def test_a_scale_for_each_channel():
     latents = noise(2).normal((4, 4, 4))
     with torch.no_grad():
         expected = vae.decode(latents * std.view(4, 1, 1) / 0.5 + mean.view(4, 1, 1)).sample
-        pictures = Decoder(vae, "fp32", False)(latents)
+        pictures = Autoencoder(vae, "fp32", False).decode(latents)
     torch.testing.assert_close(pictures, (expected / 2 + 0.5).clamp(0, 1), atol=1e-6, rtol=0)
+
+
+@with_videos
+def test_latents_of_pictures_are_what_decoding_undoes(policy, monkeypatch):
+    """With an autoencoder that does nothing after its own encoder, a picture comes back through scale and shift."""
+    network = policy.network
+    vae, shape = network.pipeline.vae, policy.decode(noise(1).normal(network.shape)).shape[1:]
+    pictures = list(torch.rand(2, *shape, generator=torch.Generator().manual_seed(1)))
+    told = []
+
+    def encode(x, return_dict):
+        told.append(x)
+        return (vae.__class__.encode(vae, x, return_dict=return_dict)[0],)
+
+    monkeypatch.setattr(vae, "encode", encode)
+    latents = policy.latents(pictures)
+    assert latents.shape == (2, *network.shape) and not latents.requires_grad
+    seen = torch.cat(told) / 2 + 0.5
+    still = seen.squeeze(2) if seen.dim() == 5 and len(shape) == 3 else seen
+    torch.testing.assert_close(still.transpose(1, 2) if len(shape) == 4 else still, torch.stack(pictures))
+
+    monkeypatch.setattr(vae, "decode", lambda z, return_dict: (z,))
+    found = vae.__class__.encode(vae, torch.cat(told), return_dict=False)[0]
+    raw = found if isinstance(found, torch.Tensor) else found.mode()
+    raw = raw.squeeze(2) if network.name == "qwen_image" else raw.transpose(1, 2) if len(shape) == 4 else raw
+    torch.testing.assert_close(policy.decode(latents), (raw / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+@with_videos
+def test_pictures_of_any_size_are_framed(policy):
+    shape = policy.decode(noise(1).normal(policy.network.shape)).shape[1:]
+    film, (tall, wide) = len(shape) == 4, shape[-2:]
+    large = torch.rand(3, tall, 3 * wide, generator=torch.Generator().manual_seed(1))
+    large = large.expand(shape[0] + 2, -1, -1, -1) if film else large
+    middle = large[: shape[0], ..., wide:-wide] if film else large[..., wide:-wide]
+    torch.testing.assert_close(policy.latents([large]), policy.latents([middle]))
+    gray = torch.full_like(middle, 0.3)
+    larger = gray.repeat_interleave(2, -1).repeat_interleave(5, -2)
+    torch.testing.assert_close(policy.latents([larger]), policy.latents([gray]), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match=r"policy\.\w+: draws .* and was given"):
+        policy.latents([large[0] if film else large.expand(5, -1, -1, -1)])
 
 
 def test_a_decoder_of_another_kind():
     from diffusers import AutoencoderTiny
 
-    with pytest.raises(ValueError, match="vae: a AutoencoderTiny; known decoders are AutoencoderKL, AutoencoderDC"):
-        Decoder(AutoencoderTiny(), "fp32", False)
+    with pytest.raises(ValueError, match="vae: a AutoencoderTiny; known are AutoencoderKL, AutoencoderDC"):
+        Autoencoder(AutoencoderTiny(), "fp32", False)
 
 
 def test_rows_decoded_at_once_do_not_matter(tiny, policy):

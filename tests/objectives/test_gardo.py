@@ -101,6 +101,13 @@ def test_it_watches_the_auxiliary_parts_and_remembers_twenty_steps():
     assert at_work.metrics()["rho"] == pytest.approx(0.18), "not above what was two steps ago"
 
 
+def test_ranks_as_released_hold_those_whom_the_others_like():
+    """Trap 4. Sample 5 is the last for the trained reward, and preferred to five by the other."""
+    at_work = GARDO(PLAIN, auxiliary=("taste",), rho=0.2, ranks="released").begin(None)
+    at_work.before(of_scores(HACKED, taste=HONEST))
+    assert at_work._held == {5}
+
+
 # --- how firmly ---------------------------------------------------------------------------------------------------
 
 

@@ -82,6 +82,16 @@ def test_nft_as_released_by_hand():
     assert float(5 / 0.5 * (r * good + (1 - r) * bad)) == pytest.approx(27.5)
 
 
+def test_nft_as_the_paper_writes_it():
+    """Trap 9: neither multiplied by the largest advantage nor divided by beta; the distance weighs as it did."""
+    released, paper = (DiffusionNFT(beta=0.5, kl=0.0, scale=scale) for scale in ("released", "paper"))
+    policy, of, _ = setting(released, 0.2)
+    values = [lost(objective, of, policy).total for objective in (released, paper)]
+    torch.testing.assert_close(values[0], 5 / 0.5 * values[1])
+    leashed = [lost(replace(objective, kl=0.3), of, setting(DiffusionNFT(), 0.2)[0]) for objective in (released, paper)]
+    torch.testing.assert_close(leashed[0].total - values[0], leashed[1].total - values[1])
+
+
 @pytest.mark.parametrize("weighting", ["clean", "none"])
 def test_nft_of_neither_good_nor_bad(weighting):
     objective = DiffusionNFT(weighting=weighting, kl=0.0)

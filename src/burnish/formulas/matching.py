@@ -56,6 +56,7 @@ def noised(
     schedule: Float[Tensor, " s"],
     low: float = 0.0,
     together: Bool[Tensor, " b"] | None = None,
+    stream: str = "noised",
 ) -> Noised:
     """Every sample of a batch, noised to `draws` times of at least `low`.
 
@@ -64,7 +65,7 @@ def noised(
         logit_normal  the logistic of a standard normal number (Stable Diffusion 3, arXiv:2403.03206), from [low, 1]
 
     Times are stratified: the j-th of n is taken from the j-th n-th of their law. With `together`, samples of a group
-    share times and noise, those of its first sample that counts.
+    share times and noise, those of its first sample that counts. Another `stream` brings other times and noise.
     Raises ValueError for a rollout without clean latents.
     """
     rollout = batch.rollout
@@ -74,7 +75,7 @@ def noised(
     if clean.dim() < 2 or draws < 1:
         raise ValueError(f"draws must be 1 or more, got {draws}")
     keys = rollout.ids if together is None else _of_the_first(rollout, together)
-    random = Noise(batch.seed, batch.step, keys, "noised")
+    random = Noise(batch.seed, batch.step, keys, stream)
     share = (torch.arange(draws) + random.uniform(draws, "time").double()) / draws
     t = _at(share.flatten(), times, schedule, low).to(clean.device)
     noise = random.normal((draws, *clean.shape[1:]), "noise").flatten(0, 1).to(clean)

@@ -34,6 +34,7 @@ from burnish.formulas.gaussian import mixed
 from burnish.formulas.noise import generator
 from burnish.making.fitting import bfloat16, optimisers, paced, untyped
 from burnish.making.gpt import careless
+from burnish.models.diffusers_parts import Autoencoder
 from burnish.models.places import locate
 from burnish.policies.sd import SD
 from burnish.types import Prompt
@@ -312,11 +313,8 @@ def fit(
 @torch.no_grad()
 def encoded(vae: Any, pairs: Sequence[tuple[Any, Any]], rows: int = 64) -> Float[Tensor, "n c 8 8"]:
     """Latents of scenes, shifted and scaled as the pipelines have them."""
-    found = []
-    for start in range(0, len(pairs), rows):
-        pictures = render([scene for _, scene in pairs[start : start + rows]])
-        found.append(vae.encode(pictures * 2 - 1).latent_dist.mean)
-    return (torch.cat(found) - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    codec, scenes = Autoencoder(vae, "fp32", False), [scene for _, scene in pairs]
+    return torch.cat([codec.encode(render(scenes[i : i + rows])) for i in range(0, len(scenes), rows)])
 
 
 def _reader(clip: Path, tower: Any) -> Any:

@@ -32,7 +32,7 @@ from burnish.making.denoisers import CELLS, Pupil, Settings, asked, chosen, dist
 from burnish.making.fitting import untyped
 from burnish.making.gpt import careless
 from burnish.models.places import locate
-from burnish.policies.wan import Wan
+from burnish.policies.wan import VideoAutoencoder, Wan
 from burnish.types import Prompt
 from burnish.worlds.scenes.moving import Moving, captions, draw_moving, render_moving, vocabulary
 from burnish.worlds.scenes.render import SIDE
@@ -154,12 +154,8 @@ def train(settings: Settings, autoencoder: Path, text: Path, stills: float = 0.0
 @torch.no_grad()
 def encoded(vae: Any, pairs: Sequence[tuple[Any, Moving]], rows: int = 16) -> Float[Tensor, "n c f 8 8"]:
     """Latents of videos, each channel shifted and scaled as the pipeline has them."""
-    found = []
-    for start in range(0, len(pairs), rows):
-        videos = render_moving([frames for _, frames in pairs[start : start + rows]]).transpose(1, 2)
-        found.append(vae.encode(videos * 2 - 1).latent_dist.mean)
-    mean, std = (torch.tensor(vae.config[name]).view(-1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
-    return (torch.cat(found) - mean) / std
+    codec, films = VideoAutoencoder(vae, "fp32", False), [frames for _, frames in pairs]
+    return torch.cat([codec.encode(render_moving(films[i : i + rows])) for i in range(0, len(films), rows)])
 
 
 def main(argv: list[str]) -> None:

@@ -56,6 +56,10 @@ class Network(ABC):
         """Pictures in [0, 1], with their gradient."""
 
     @abstractmethod
+    def latents(self, pictures: Sequence[Float[Tensor, "*f 3 h w"]]) -> Float[Tensor, "n *d"]:
+        """As Denoiser.latents. Raises ValueError for media that cannot become such latents."""
+
+    @abstractmethod
     def trained(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
         """Trainable weights."""
 
@@ -227,6 +231,10 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
 
     def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *f c h w"]:
         return self.network.decode(latents)
+
+    @torch.no_grad()
+    def latents(self, pictures: Sequence[Float[Tensor, "*f 3 h w"]]) -> Float[Tensor, "n *d"]:
+        return self.network.latents(pictures)
 
     def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
         return self.network.times(steps)

@@ -1,4 +1,4 @@
-"""What policies in diffusers' pipeline format share: reading and writing the folder, texts encoded once, decoding.
+"""What policies in diffusers' pipeline format share: reading and writing the folder, texts encoded once, autoencoders.
 
 Such a folder has model_index.json, which names the class of each part, and one folder a part. Reading is strict: every
 part is of the library it says, and a weight that is missing is a ValueError, where diffusers would draw it at random.
@@ -21,7 +21,7 @@ from burnish.models.arithmetic import Precision, autocast
 from burnish.models.remembered import ROOM, Remembered
 
 INDEX = "model_index.json"
-DECODERS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLQwenImage")
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLQwenImage")
 
 
 class Folder:
@@ -126,23 +126,23 @@ class Texts:
         return tuple(torch.stack(parts).to(self._device) for parts in zip(*self._known(texts), strict=True))
 
 
-class Decoder:
-    """Latents to pictures in [0, 1], by diffusers' decoders with the scale and the shift that their config tells.
+class Autoencoder:
+    """Latents to pictures in [0, 1] and back, by diffusers' classes with the scale and shift that their config tells.
 
     precision  of its arithmetic; its weights are float32
     tiled      decode in overlapping tiles that are blended: less memory, and faint seams. The side of a tile is the
                config's sample_size, or diffusers' own
 
-    Raises ValueError for a decoder of another kind.
+    Raises ValueError for one of another kind.
     """
 
     def __init__(self, vae: Any, precision: Precision, tiled: bool) -> None:
         config, kind = vae.config, type(vae).__name__
-        if kind not in DECODERS:
-            raise ValueError(f"vae: a {kind}; known decoders are {', '.join(DECODERS)}")
+        if kind not in AUTOENCODERS:
+            raise ValueError(f"vae: a {kind}; known are {', '.join(AUTOENCODERS)}")
         self._vae = vae
         self._precision: Precision = precision
-        self._film = "temperal_downsample" in config  # it decodes films: a picture is a film of one frame
+        self._film = "temperal_downsample" in config  # it is one of films: a picture is a film of one frame
         blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels")
         halvings = len(config.temperal_downsample) if self._film else len(blocks) - 1
         self.cell = 2**halvings  # pixels a side of a latent's place
@@ -154,7 +154,7 @@ class Decoder:
         if tiled:
             vae.enable_tiling()
 
-    def __call__(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
+    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 H W"]:
         latents = latents / self._scale + self._shift
         with autocast(latents.device, self._precision):
             if self._film:
@@ -163,17 +163,25 @@ class Decoder:
                 pictures = self._vae.decode(latents, return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
+    def encode(self, pictures: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n c h w"]:
+        """The likeliest latents of pictures, where the encoder tells a law."""
+        pictures = pictures * 2 - 1
+        with autocast(pictures.device, self._precision):
+            found = self._vae.encode(pictures.unsqueeze(2) if self._film else pictures, return_dict=False)[0]
+        latents = (found if isinstance(found, Tensor) else found.mode()).float()
+        return ((latents.squeeze(2) if self._film else latents) - self._shift) * self._scale
 
-def latent_shape(pixels: int, decoder: Decoder, channels: int, patch: int, where: str) -> tuple[int, int, int]:
+
+def latent_shape(pixels: int, autoencoder: Autoencoder, channels: int, patch: int, where: str) -> tuple[int, int, int]:
     """Channels and sides of a latent. Raises ValueError for a picture or a network that does not fit the decoder."""
-    if pixels < 1 or pixels % (decoder.cell * patch):
-        raise ValueError(f"{where}.pixels: {pixels} is not a multiple of this model's {decoder.cell * patch}")
-    if channels != decoder.channels:
+    if pixels < 1 or pixels % (autoencoder.cell * patch):
+        raise ValueError(f"{where}.pixels: {pixels} is not a multiple of this model's {autoencoder.cell * patch}")
+    if channels != autoencoder.channels:
         raise ValueError(
-            f"{where}: the network reads {channels} channels, the decoder {decoder.channels}; "
+            f"{where}: the network reads {channels} channels, the decoder {autoencoder.channels}; "
             "models that read more than noise (inpainting, editing) are not drawn from by text alone"
         )
-    return channels, pixels // decoder.cell, pixels // decoder.cell
+    return channels, pixels // autoencoder.cell, pixels // autoencoder.cell
 
 
 def _vocabulary(where: Path, files: Mapping[str, str]) -> None:

@@ -62,16 +62,21 @@ def read_pictures(folder: str, where: str) -> Iterator[Float[Tensor, "1 3 h w"]]
 
     Raises ValueError, starting with `where`, if there is none or one cannot be read.
     """
-    from PIL import Image, UnidentifiedImageError
-
     home = Path(folder).expanduser()
     paths = sorted(p for p in home.rglob("*") if p.suffix.lower() in PICTURES) if home.is_dir() else []
     if not paths:
         raise ValueError(f"{where}: no picture in {home} (looked for {', '.join(PICTURES)})")
     for path in paths:
-        try:
-            with Image.open(path) as opened:
-                pixels = np.asarray(opened.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as problem:
-            raise ValueError(f"{where}: {path} is not a picture that can be read: {problem}") from problem
-        yield torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+        yield read_picture(path, where)[None]
+
+
+def read_picture(path: Path, where: str) -> Float[Tensor, "3 h w"]:
+    """One picture in [0, 1]. Raises ValueError, starting with `where`, if it cannot be read."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            pixels = np.asarray(opened.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as problem:
+        raise ValueError(f"{where}: {path} is not a picture that can be read: {problem}") from problem
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255

@@ -1,6 +1,6 @@
 """What all pipelines of diffusers share as velocity fields, so that a file in policies/ holds what is foreign.
 
-Loading, prompts encoded once, the branch without a prompt, adapters, decoding and export are here.
+Loading, prompts encoded once, the branch without a prompt, adapters, latents of pictures and export are here.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torch import Tensor
 from burnish.formulas.guidance import guided
 from burnish.models.arithmetic import DTYPES, Precision, autocast
 from burnish.models.denoiser import Network
-from burnish.models.diffusers_parts import Decoder, Folder, Texts, latent_shape
+from burnish.models.diffusers_parts import Autoencoder, Folder, Texts, latent_shape
 from burnish.models.flow_times import EULER
 from burnish.models.lora import Lora, adapt, adapters_off, merged
+from burnish.models.pixels import covering
 from burnish.models.sharding import shard
 from burnish.types import Prompt
 
@@ -69,10 +70,11 @@ class PictureSettings(PipelineSettings):
     pixels: int  # side of a picture
 
 
-class Decoding(Protocol):
-    """Latents to pictures or videos in [0, 1]."""
+class Codec(Protocol):
+    """Latents to pictures or videos in [0, 1], and back."""
 
-    def __call__(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *p"]: ...
+    def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *p"]: ...
+    def encode(self, media: Float[Tensor, "n *p"]) -> Float[Tensor, "n *d"]: ...
 
 
 class Clock(Protocol):
@@ -121,7 +123,7 @@ class PipelineNetwork(Network, Generic[S]):
         parts["vae"] = folder.needed("vae", torch.float32).to(device)
         self.model = parts[self.part] = folder.needed(self.part, self._kept(self.part)).to(device)
         self.learner = parts[self.taught]
-        self.decoder = self.decoding(parts["vae"])
+        self.codec = self.coded(parts["vae"])
         self.shape = self.sized()
         self.pipeline = folder.assembled(**parts, **self.extras)
         self.clock = self.clocked()
@@ -153,8 +155,12 @@ class PipelineNetwork(Network, Generic[S]):
     # --- what is foreign ---------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def decoding(self, vae: Any) -> Decoding:
-        """What makes pictures or videos of latents."""
+    def coded(self, vae: Any) -> Codec:
+        """What makes pictures or videos of latents, and the other way round."""
+
+    @abstractmethod
+    def framed(self, media: Float[Tensor, "*f 3 h w"]) -> Float[Tensor, "*f 3 H W"]:
+        """A picture or a video as large as those that are drawn. Raises ValueError for one that cannot be."""
 
     @abstractmethod
     def sized(self) -> tuple[int, ...]:
@@ -226,7 +232,10 @@ class PipelineNetwork(Network, Generic[S]):
         return self.clock.start(noise, steps)
 
     def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *p"]:
-        return self.decoder(latents)
+        return self.codec.decode(latents)
+
+    def latents(self, pictures: Sequence[Float[Tensor, "*f 3 h w"]]) -> Float[Tensor, "n *d"]:
+        return torch.cat([self.codec.encode(self.framed(one)[None].to(self.device)) for one in pictures])
 
     def trained(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
         return [(name, weight) for name, weight in self.learner.named_parameters() if weight.requires_grad]
@@ -248,15 +257,20 @@ class PipelineNetwork(Network, Generic[S]):
 class PictureNetwork(PipelineNetwork[P]):
     """A pipeline that draws square pictures."""
 
-    decoder: Decoder
+    codec: Autoencoder
 
     @abstractmethod
     def grain(self) -> tuple[int, int]:
         """Channels of a latent, and the places a side of the smallest square that the network can draw."""
 
-    def decoding(self, vae: Any) -> Decoder:
-        return Decoder(vae, self.spec.decode_precision, self.spec.tiled_decode)
+    def coded(self, vae: Any) -> Autoencoder:
+        return Autoencoder(vae, self.spec.decode_precision, self.spec.tiled_decode)
+
+    def framed(self, media: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 H W"]:
+        if media.dim() != 3:
+            raise ValueError(f"policy.{self.name}: draws pictures, and was given a video of {len(media)} frames")
+        return covering(media[None], self.spec.pixels, self.spec.pixels)[0]
 
     def sized(self) -> tuple[int, ...]:
         channels, patch = self.grain()
-        return latent_shape(self.spec.pixels, self.decoder, channels, patch, f"policy.{self.name}")
+        return latent_shape(self.spec.pixels, self.codec, channels, patch, f"policy.{self.name}")

@@ -61,6 +61,14 @@ class Pixels:
         return _squared(images, self.size) if self.fit == "pad" and isinstance(self.size, int) else images
 
 
+def covering(images: Float[Tensor, "b 3 h w"], height: int, width: int) -> Float[Tensor, "b 3 {height} {width}"]:
+    """The middle of pictures in [0, 1], as large as can be and then scaled to this size (bicubic)."""
+    tall, wide = images.shape[-2:]
+    scale = max(height / tall, width / wide)
+    size = max(height, round(tall * scale)), max(width, round(wide * scale))
+    return Pixels(size, crop=(height, width), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))(images)
+
+
 def _target(height: int, width: int, side: int, fit: str) -> tuple[int, int]:
     """Size with the shape of the picture kept, rounded as the released transforms round."""
     if fit == "pad":

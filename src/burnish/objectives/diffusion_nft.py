@@ -21,10 +21,11 @@ class DiffusionNFT(Objective[Denoiser]):
     """r |v+ - v*|^2 + (1 - r) |v- - v*|^2 + kl |v - v_ref|^2, v* = noise - clean. Zheng et al. 2025, arXiv:2509.16117.
 
     v+ = (1 - beta) v_old + beta v and v- = (1 + beta) v_old - beta v; r = clip(A / max_advantage, -1, 1) / 2 + 1/2.
-    As released, the first two terms are multiplied by max_advantage / beta, which gives them the scale of flow
-    matching: at v = v_old their gradient is 2 max_advantage (2 r - 1) (v_old - v*), and r = 1, beta = 1 is that. The
-    distance is taken between clean samples and divided by its mean absolute value (weighting clean). With no advantage
-    it pulls back to v_old.
+    As released, the first two terms are multiplied by max_advantage / beta (`scale`), which gives them the scale of
+    flow matching: at v = v_old their gradient is 2 max_advantage (2 r - 1) (v_old - v*), and r = 1, beta = 1 is that.
+    Without it gradients are that much smaller, which Adam does not feel, and `kl` weighs that much more. The distance
+    is taken between clean samples and divided by its mean absolute value (weighting clean). With no advantage it pulls
+    back to v_old.
 
     Samples are drawn and old velocities computed by an average of the weights. Guidance is in neither: v is what the
     network says of the prompt alone, and the plan should say guidance 1, as in the paper.
@@ -42,6 +43,7 @@ class DiffusionNFT(Objective[Denoiser]):
     flat: int = 0  # steps before it rises, in which the live weights draw
     kl: float = 1e-4  # weight of the distance to the reference; above 0 keeps a reference copy
     weighting: Literal["clean", "none"] = "clean"  # none: |v - v*|^2 as it stands in the paper
+    scale: Literal["released", "paper"] = "released"  # paper: the two terms as they are written
     draws: int = 1  # times that each sample is noised to in an update
     times: Times = "steps"  # which times: those of the sampler, uniform, logit_normal
 
@@ -70,7 +72,9 @@ class DiffusionNFT(Objective[Denoiser]):
         r = (advantage.clamp(-1, 1) / 2 + 0.5).to(now).expand(-1, self.draws)
         good = self._error(some, (1 - self.beta) * old + self.beta * now)
         bad = self._error(some, (1 + self.beta) * old - self.beta * now)
-        values = self.max_advantage / self.beta * (r * good + (1 - r) * bad)
+        values = r * good + (1 - r) * bad
+        if self.scale == "released":
+            values = self.max_advantage / self.beta * values
 
         weight = torch.ones_like(values)
         metrics = {"r": token_mean(r, weight, keep), "moved": token_mean(some.apart(now, old), weight, keep)}

@@ -25,7 +25,7 @@ class GARDO(Objective[Denoiser]):
     more than the (1 - rho) quantile of the excesses that are 0 or more. rho rises and falls with their mean. After a
     step in which the distance of the held samples exceeds a limit, or some steps after the last time, the reference is
     set to the live weights. Auxiliary rewards are parts of the reward, of weight 0 (rewards/weighted.py). The released
-    code ranks all rewards from best to worst, which turns the sign of the excess; this is the paper's.
+    code seems to rank all rewards from best to worst, which turns the sign of the excess: `ranks` says which.
 
     The distance is that of steps, in `kl_form`; of objectives without steps |v - v_ref|^2 at noised samples. `inner`
     is any objective without a reference of its own. What it measures is reported too; settings that are called
@@ -45,6 +45,7 @@ class GARDO(Objective[Denoiser]):
     kl: float = 0.04  # weight of the distance to the reference
     over: Literal["held", "all"] = "held"  # samples whose mean the distance is; all: the fewer are held, the weaker
     kl_form: steps.Distance = "gaussian"  # which distance: formulas.steps.distance says them
+    ranks: Literal["paper", "released"] = "paper"  # released: those are held whom the others like and `main` does not
     rho: float = 0.1  # share of the excesses to hold, at the start
     rho_low: float = 0.02  # least it falls to
     rho_high: float = 0.2  # most it rises to
@@ -92,7 +93,9 @@ class _Holding(Objective[Denoiser], Memory):
 
     def before(self, batch: Batch) -> None:
         own = self._settings
-        excess = uncertainty(*_rewards(own, batch.scores), batch.scores.valid)
+        sign = -1 if own.ranks == "released" else 1
+        main, others = _rewards(own, batch.scores)
+        excess = uncertainty(sign * main, [sign * other for other in others], batch.scores.valid)
         risky = excess[excess >= 0]
         if len(risky):
             mean = float(risky.mean())

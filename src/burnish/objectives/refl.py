@@ -22,7 +22,7 @@ class ReFL(Objective[Denoiser]):
 
     x is the finished sample, noised to t, as in DRaFT-LV; ReFL stops its draw there instead, which has the same law
     where the sampler keeps the flow's. Averaging several draws, the gradient varies less at equal cost. There is no
-    advantage in it. ReFL adds a pretraining loss on data, which is not here.
+    advantage in it. ReFL adds a pretraining loss on data: objectives/pretraining.py.
 
     Metrics:
         reward        mean reward of the pictures that are differentiated

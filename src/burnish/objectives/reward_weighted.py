@@ -20,7 +20,7 @@ class RewardWeighted(Objective[Denoiser]):
 
         soft    w = exp(temperature x A): softmax over the batch (RWR of DDPO, arXiv:2305.13301; Flow-RWR)
         above   w = 1 where A > threshold (the sparse RWR of DDPO; lower quantiles are dropped)
-        reward  w = the score itself, none below 0 (Lee et al. 2023, arXiv:2302.12192, without its pretraining pairs)
+        reward  w = the score itself, none below 0 (Lee et al. 2023, arXiv:2302.12192; see pretraining.py for its data)
 
     With equal rewards, or temperature 0, `soft` is plain flow matching on one's own samples; so is `reward`. Nothing is
     above a threshold of 0 then.

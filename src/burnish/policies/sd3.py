@@ -61,7 +61,7 @@ class SD3Network(PictureNetwork[SD3]):
 
     def grain(self) -> tuple[int, int]:
         config = self.model.config
-        largest = config.pos_embed_max_size * config.patch_size * self.decoder.cell
+        largest = config.pos_embed_max_size * config.patch_size * self.codec.cell
         if self.spec.pixels > largest:
             raise ValueError(
                 f"policy.sd3.pixels: {self.spec.pixels} is above the {largest} that this model has places for"

@@ -22,6 +22,7 @@ from burnish.models.denoiser import DenoisingPolicy
 from burnish.models.diffusers_parts import Folder
 from burnish.models.flow_times import EULER, UNIPC, FlowTimes
 from burnish.models.pipelines import FlowSettings, PipelineNetwork
+from burnish.models.pixels import covering
 from burnish.models.places import fetch
 
 # Flow-GRPO, scripts/train_wan2_1.py, and Identity-GRPO: the attention over places and the one over the text
@@ -64,27 +65,33 @@ class WanNetwork(PipelineNetwork[Wan]):
     schedulers = (EULER, UNIPC)
     tokenizers, encoders = ("tokenizer",), ("text_encoder",)
     adapted = ADAPTED
-    decoder: VideoDecoder
+    codec: VideoAutoencoder
     clock: FlowTimes
 
-    def decoding(self, vae: Any) -> VideoDecoder:
-        return VideoDecoder(vae, self.spec.decode_precision, self.spec.tiled_decode)
+    def coded(self, vae: Any) -> VideoAutoencoder:
+        return VideoAutoencoder(vae, self.spec.decode_precision, self.spec.tiled_decode)
+
+    def framed(self, media: Float[Tensor, "f 3 h w"]) -> Float[Tensor, "F 3 H W"]:
+        frames = 1 if media.dim() < 4 else len(media)
+        if frames < self.spec.frames:
+            raise ValueError(f"policy.wan: draws videos of {self.spec.frames} frames, and was given {frames}")
+        return covering(media[: self.spec.frames], self.spec.height, self.spec.width)
 
     def sized(self) -> tuple[int, int, int, int]:
         """Channels, frames and sides of a latent."""
-        config, decoder, spec = self.model.config, self.decoder, self.spec
+        config, codec, spec = self.model.config, self.codec, self.spec
         deep, tall, wide = config.patch_size
-        for name, step in (("height", decoder.cell * tall), ("width", decoder.cell * wide)):
+        for name, step in (("height", codec.cell * tall), ("width", codec.cell * wide)):
             if (value := getattr(spec, name)) < 1 or value % step:
                 raise ValueError(f"policy.wan.{name}: {value} is not a multiple of this model's {step}")
-        if spec.frames < 1 or (spec.frames - 1) % decoder.span:
-            raise ValueError(f"policy.wan.frames: {spec.frames} is not one more than a multiple of {decoder.span}")
-        if config.in_channels != decoder.channels:
+        if spec.frames < 1 or (spec.frames - 1) % codec.span:
+            raise ValueError(f"policy.wan.frames: {spec.frames} is not one more than a multiple of {codec.span}")
+        if config.in_channels != codec.channels:
             raise ValueError(
-                f"policy.wan: the network reads {config.in_channels} channels, the decoder {decoder.channels}; "
+                f"policy.wan: the network reads {config.in_channels} channels, the decoder {codec.channels}; "
                 "models that read more than noise (a first frame, a video) are not drawn from by text alone"
             )
-        shape = (spec.frames - 1) // decoder.span + 1, spec.height // decoder.cell, spec.width // decoder.cell
+        shape = (spec.frames - 1) // codec.span + 1, spec.height // codec.cell, spec.width // codec.cell
         if shape[0] % deep:
             raise ValueError(f"policy.wan.frames: {shape[0]} frames of a latent are not a multiple of {deep}")
         longest = max(side // patch for side, patch in zip(shape, (deep, tall, wide), strict=True))
@@ -122,8 +129,8 @@ class WanNetwork(PipelineNetwork[Wan]):
         return velocity.float()
 
 
-class VideoDecoder:
-    """Latents to videos in [0, 1], by diffusers' AutoencoderKLWan, whose config tells a mean and a deviation a channel.
+class VideoAutoencoder:
+    """Latents to videos in [0, 1] and back, by AutoencoderKLWan, whose config tells a mean and a deviation a channel.
 
     precision  of its arithmetic; its weights are float32
     tiled      decode in overlapping tiles that are blended: less memory, and faint seams
@@ -142,7 +149,13 @@ class VideoDecoder:
         if tiled:
             vae.enable_tiling()
 
-    def __call__(self, latents: Float[Tensor, "n c f h w"]) -> Float[Tensor, "n F 3 H W"]:
+    def decode(self, latents: Float[Tensor, "n c f h w"]) -> Float[Tensor, "n F 3 H W"]:
         with autocast(latents.device, self._precision):
             videos = self._vae.decode(latents * self._std + self._mean, return_dict=False)[0]
         return (videos.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+
+    def encode(self, media: Float[Tensor, "n F 3 H W"]) -> Float[Tensor, "n c f h w"]:
+        """The likeliest latents of videos."""
+        with autocast(media.device, self._precision):
+            law = self._vae.encode(media.transpose(1, 2) * 2 - 1, return_dict=False)[0]
+        return (law.mode().float() - self._mean) / self._std

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from burnish.formulas.noise import generator
 from burnish.types import Prompt
 from burnish.worlds.scenes.grammar import CATEGORIES, COLOURS, SHAPES, Split, choose
 
@@ -79,6 +80,12 @@ def captions(n: int, rng: np.random.Generator, split: Split = "all") -> list[tup
     "train", no *prompt* has a held-out combination; a colour that the prompt leaves open is still any colour.
     """
     return paired(n, choose(split), CATEGORIES, draw_scene, rng)
+
+
+def pictures() -> list[tuple[Prompt, Float[Tensor, "3 64 64"]]]:
+    """500 captions to train on with pictures that they are true of, always the same (objectives/pretraining.py)."""
+    pairs = captions(500, generator(0, "pictures"), "train")
+    return list(zip([prompt for prompt, _ in pairs], render([scene for _, scene in pairs]), strict=True))
 
 
 def paired(
