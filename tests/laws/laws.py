@@ -28,6 +28,7 @@ from burnish.core import (
     Scorer,
     Stirred,
     Transition,
+    Watches,
 )
 from burnish.engine.ranks import read_by, slim
 from burnish.formulas.matching import noised
@@ -41,6 +42,7 @@ CLAIM = "Sums to zero over the valid members of each group"  # what an advantage
 STEPS = "Reads the steps of a denoiser"  # and this, if it needs them
 IMITATES = "Imitates"  # samples of its own, whatever their advantage
 BESIDES = "not weighed by their scores alone"  # what an advantage's docstring says if something else counts as well
+DATA = "learns from data all the same"  # and of one whose gradient also leads to data, as much as `weight` says
 PULLS = "no advantage"  # what an objective's docstring speaks of if it has a gradient there
 
 
@@ -235,6 +237,8 @@ def a_step_down_the_loss_makes_good_samples_likelier(objective: Objective) -> No
     """At the weights that drew, the loss goes down where sum of advantage x log-probability goes up."""
     if says(objective, IMITATES) or objective.needs().reward_gradient:
         return
+    if says(objective, DATA):
+        objective = replace(objective, weight=0.0)
     policy = toy(objective, moved=0.0)
     if of_steps(objective):
         rollout = drawn(objective)
@@ -275,9 +279,11 @@ def stepped(objective: Remembers) -> Memory:
     """What begins of it, after a step."""
     policy, of = toy(objective), batch(objective)
     at_work = objective.begin(policy)
-    at_work.before(take(of, of.keep.nonzero().squeeze(1)))
+    if isinstance(at_work, Watches):
+        at_work.before(take(of, of.keep.nonzero().squeeze(1)))
     at_work.loss(of, policy, judge(objective))
-    at_work.after({})
+    if isinstance(at_work, Watches):
+        at_work.after({})
     return at_work
 
 
