@@ -10,7 +10,7 @@ step    drawing, the reference's log-probabilities, the policy's and the gradien
 encode  what a step reads besides. Text: FLAN-T5-XL of random weights, ours once for each caption and over its words;
         the naive step for each image, over 120 slots, and again for the reference and for the policy. Class: VQ-16's
         codes of a real image for each sample, which nobody uses; ours makes none
-quick   blocks in eight bits while drawing, and everything else in bfloat16
+quick   blocks in eight bits while drawing, and everything else in bfloat16; of drawing it is called both
 gap     of a law: mean difference of what a policy says of its tokens while drawing and while scoring
 cpu     processor seconds over all threads; ratios are medians over rounds in which all take their turn
 """
@@ -255,6 +255,7 @@ def measure_drawing(
     quicker = {"eight bits": changed(policy, draw_precision="int8")}
     if not cast and quick_in_bf16(policy.device):
         quicker["bfloat16"] = changed(policy, precision="bf16")
+        quicker["both"] = changed(policy, precision="bf16", draw_precision="int8")
     jobs: dict[str, Callable[[], object]] = {
         "draw": lambda: policy.sample(prompts, plan, noise),
         "floor": lambda: run_forward(products, inputs, by),
