@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -121,14 +123,31 @@ def test_tiles_show_the_right_picture(made: Path, tmp_path: Path):
         whole[2 + i // 3 * 6 : 2 + i // 3 * 6 + 4, 2 + i % 3 * 7 : 2 + i % 3 * 7 + 5] = i * 40
     Image.fromarray(whole).save(tmp_path / "sheet.png")
     sheet = Sheet(tmp_path / "sheet.png", count=6, columns=3, width=5, height=4, gap=2)
-    import base64
-    import io
-
     cut = sprite(sheet, [4, 1, 5])
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(cut.uri.partition(",")[2]))))
     assert (cut.columns, cut.rows, picture.shape) == (2, 2, (8, 10, 3))
     assert (picture[:4, :5] == 160).all() and (picture[:4, 5:] == 40).all() and (picture[4:, :5] == 200).all()
     assert cut.place(1) == "--x:100.000%;--y:0.000%" and cut.place(2) == "--x:0.000%;--y:100.000%"
+
+
+@pytest.mark.parametrize(("side", "frames"), [(64, 1), (64, 9), (320, 1)])
+def test_a_sprite_is_no_longer_than_a_browser_takes(tmp_path: Path, side: int, frames: int):
+    """Chromium leaves a variable of more than 2 MB empty: films of 60 tiles were not to be seen."""
+    from burnish.report.folder import Sheet
+    from burnish.report.pictures import sprite
+
+    count, columns, grain = 64, 8, 1 if side == 64 else 4  # pixels of one colour
+    random = np.random.default_rng(0)
+    tall = 8 * side // grain
+    noise = random.integers(0, 256, (frames, tall, tall, 3), dtype=np.uint8).repeat(grain, 1).repeat(grain, 2)
+    whole = [Image.fromarray(frame) for frame in noise]
+    moving = {"save_all": True, "append_images": whole[1:], "duration": 120} if frames > 1 else {}
+    whole[0].save(tmp_path / "sheet.png", **moving)
+    cut = sprite(Sheet(tmp_path / "sheet.png", count, columns, width=side, height=side, gap=0), range(count))
+    assert len(cut.uri) < 2 * 2**20
+    with Image.open(io.BytesIO(base64.b64decode(cut.uri.partition(",")[2]))) as shown:
+        assert getattr(shown, "n_frames", 1) == frames and shown.size == (8 * side, 8 * side)
+        assert cut.uri.startswith(f"data:image/{(shown.format or '').lower()};")
 
 
 def test_a_run_that_is_still_going(tmp_path: Path, write_run):

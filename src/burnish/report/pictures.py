@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ MOST_TILES = 60  # pairs shown before and after
 SHOWN_AT_FIRST = 21  # of them; the rest are behind a button, as .few in style.html has it
 PICKS = 6  # samples in each of best, worst, most disputed
 WIDEST = 320  # pixels; a larger picture is reduced, or a page would weigh as much as its run
+LARGEST = 1_500_000  # bytes of a sprite: 2 MB as text, and Chromium leaves longer values of a variable empty
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,22 @@ def sprite(sheet: Sheet, indices: Sequence[int]) -> Sprite:
                 one = one.resize((width, height), Image.Resampling.LANCZOS)
             out.paste(one, (at % columns * width, at // columns * height))
         laid.append(out)
-    buffer = io.BytesIO()
-    if width <= 128 or len(laid) > 1:
-        paces = [pace for _, pace in shown]
-        moving = {"save_all": True, "append_images": laid[1:], "duration": paces, "loop": 0} if len(laid) > 1 else {}
-        laid[0].save(buffer, "PNG", optimize=True, **moving)
-        return Sprite(data_uri(buffer.getvalue()), columns, rows, width, height)
-    laid[0].save(buffer, "JPEG", quality=88)
-    return Sprite(data_uri(buffer.getvalue(), "image/jpeg"), columns, rows, width, height)
+    paces = [pace for _, pace in shown]
+    moving = {"save_all": True, "append_images": laid[1:], "duration": paces, "loop": 0} if len(laid) > 1 else {}
+    exact = width <= 128 or bool(moving)
+    return Sprite(_written(laid[0], moving, exact), columns, rows, width, height)
+
+
+def _written(picture: Any, moving: Mapping[str, Any], exact: bool) -> str:
+    """A data URI of a picture or a film: as it is or nearly, or as well as `LARGEST` bytes can tell it."""
+    ways = [("PNG", {"optimize": True})] if exact else [("JPEG", {"quality": 88})]
+    ways += [("WEBP", {"quality": quality}) for quality in (90, 75, 50, 25, 5)]
+    for kind, settings in ways:
+        buffer = io.BytesIO()
+        picture.save(buffer, kind, **settings, **moving)
+        if buffer.tell() <= LARGEST:
+            break
+    return data_uri(buffer.getvalue(), f"image/{kind.lower()}")
 
 
 def before_after(first: Evaluated, last: Evaluated, metric: str | None, name: str) -> str:
