@@ -10,6 +10,7 @@ import torch
 from laws import found, laws
 from objectives.test_steps import batch, lost, slope
 from PIL import Image
+from toy_denoiser import ToyNetwork
 
 from burnish.core import Denoiser, Needs, Objective, Scorer
 from burnish.formulas.matching import Target, noised
@@ -147,3 +148,9 @@ def test_a_name_of_nothing_is_a_sentence(name, words):
 def test_facts_of_a_prompt_are_kept():
     pair = read_pairs(DATA, "here")[1]
     assert pair.prompt == Prompt("data/1", "a thing", {"number": 1})
+
+
+def test_a_policy_without_an_encoder_is_a_sentence(monkeypatch):
+    monkeypatch.delattr(ToyNetwork, "latents")
+    with pytest.raises(ValueError, match="ToyNetwork has no encoder that would make latents of them"):
+        lost(alone(1.0), batch(laws.drawn_steps()), laws.denoiser({}, moved=0.1))

@@ -55,9 +55,9 @@ class Network(ABC):
     def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *f c h w"]:
         """Pictures in [0, 1], with their gradient."""
 
-    @abstractmethod
     def latents(self, pictures: Sequence[Float[Tensor, "*f 3 h w"]]) -> Float[Tensor, "n *d"]:
         """As Denoiser.latents. Raises ValueError for media that cannot become such latents."""
+        raise ValueError(f"pictures: {type(self).__name__} has no encoder that would make latents of them")
 
     @abstractmethod
     def trained(self) -> Sequence[tuple[str, torch.nn.Parameter]]:
