@@ -45,6 +45,14 @@ def test_growth_of_memory_is_that_between_the_thirds() -> None:
     assert passes["growth_kb_a_step"] == 0.0 and passes["stays"]
 
 
+def test_what_comes_and_goes_does_not_count() -> None:
+    """Every other look met a checkpoint on its way; whichever third has more of them, the floor tells."""
+    waves = [1000, 9000] * 6
+    assert soak.verdict(looks([40] * 12, waves), 1.0)["growth_kb_a_step"] == 0.0
+    rising = soak.verdict(looks([40] * 12, [memory + 20 * i for i, memory in enumerate(waves)]), 1.0)
+    assert not rising["stays"]
+
+
 @pytest.mark.parametrize("seen", [0, 1, 2])
 def test_too_few_looks_are_a_sentence(seen: int) -> None:
     with pytest.raises(SystemExit, match="looks after the first quarter, where 3 are needed"):
