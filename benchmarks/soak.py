@@ -5,8 +5,8 @@
 
 Every `--every` steps the process is looked at through /proc (Linux). In the first quarter pools and caches fill; of
 the rest the last third is compared with the first, each by the least that was seen in it, so that what passes (a
-checkpoint on its way to the disk) does not count, and what is kept does. Exits with status 1 if memory grows by more than `--most` kB a step, or if the fewest
-descriptors or threads are more than they were.
+checkpoint on its way to the disk) does not count, and what is kept does. Exits with status 1 if memory grows by more
+than `--most` kB a step, or if the fewest descriptors or threads are more than they were.
 """
 
 from __future__ import annotations

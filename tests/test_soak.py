@@ -38,7 +38,7 @@ def test_a_count_that_rises_for_good_does_not_stay_and_one_that_passes_does() ->
 
 
 def test_growth_of_memory_is_that_between_the_thirds() -> None:
-    # Looks at 40 to 120; medians of 40, 50, 60 and of 100, 110, 120 lie 60 steps apart.
+    # Looks at 40 to 120; those of 40, 50, 60 and of 100, 110, 120 lie 60 steps apart.
     grows = soak.verdict(looks([40] * 12, [100 + 20 * i for i in range(12)]), 1.0)
     assert grows["growth_kb_a_step"] == 2.0 and not grows["stays"]
     passes = soak.verdict(looks([40] * 12, [1000] * 11 + [9000]), 1.0)
