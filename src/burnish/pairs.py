@@ -7,7 +7,6 @@ a prompt and a picture or video in [0, 1].
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burnish.models.features import read_picture
-from burnish.prompts import named_function
+from burnish.prompts import json_of, named_function, numbered_lines
 from burnish.types import Prompt
 
 LIST = "metadata.jsonl"
@@ -53,15 +52,11 @@ def _from_folder(home: Path, where: str) -> tuple[Pair, ...]:
     file = home / LIST
     if not file.is_file():
         raise ValueError(f'{where}: {file}: no such file; a line of it is {{"file_name": "1.png", "text": "a cat"}}')
-    lines = enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1)
-    return tuple(_pair(home, line, f"{where}: {file}, line {n}") for n, line in lines if line.strip())
+    return tuple(_pair(home, line, f"{where}: {file}, line {number}") for number, line in numbered_lines(file))
 
 
 def _pair(home: Path, line: str, where: str) -> Pair:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as problem:
-        raise ValueError(f"{where}: not JSON: {problem.msg} at column {problem.colno}") from problem
+    row = json_of(line, where)
     named = row.get("file_name") if isinstance(row, dict) else None
     if not isinstance(named, str) or not isinstance(row.get("text"), str):
         raise ValueError(f"{where}: expected file_name and text, both of them strings, got {line.strip()[:60]}")

@@ -41,13 +41,25 @@ def read_prompts(name: str) -> tuple[Prompt, ...]:
 @lru_cache(maxsize=8)
 def _read_file(path: Path, modified: int) -> tuple[Prompt, ...]:
     """`modified` is in the key of the cache, so that an edited file is read again."""
+    parse = _text_line if path.suffix == ".txt" else _json_line
+    return _checked(tuple(parse(path, number, line) for number, line in numbered_lines(path)), str(path))
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """Lines that say something, with their numbers from 1. Raises ValueError for a file that is no text in UTF-8."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path}: not a text file in UTF-8 (byte {problem.start})") from problem
-    parse = _text_line if path.suffix == ".txt" else _json_line
-    prompts = tuple(parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
-    return _checked(prompts, str(path))
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def json_of(line: str, where: str) -> Any:
+    """What a line of JSON says. Raises ValueError, starting with `where`, for one that is none."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"{where}: not JSON: {problem.msg} at column {problem.colno}") from problem
 
 
 def _text_line(path: Path, number: int, line: str) -> Prompt:
@@ -56,10 +68,7 @@ def _text_line(path: Path, number: int, line: str) -> Prompt:
 
 def _json_line(path: Path, number: int, line: str) -> Prompt:
     where = f"{path}, line {number}"
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as problem:
-        raise ValueError(f"{where}: not JSON: {problem.msg} at column {problem.colno}") from problem
+    row = json_of(line, where)
     if not isinstance(row, dict):
         raise ValueError(f'{where}: expected an object such as {{"text": "a red square"}}, got {line.strip()[:60]}')
     if surplus := sorted(row.keys() - KEYS):

@@ -72,10 +72,10 @@ class WanNetwork(PipelineNetwork[Wan]):
         return VideoAutoencoder(vae, self.spec.decode_precision, self.spec.tiled_decode)
 
     def framed(self, media: Float[Tensor, "f 3 h w"]) -> Float[Tensor, "F 3 H W"]:
-        frames = 1 if media.dim() < 4 else len(media)
-        if frames < self.spec.frames:
-            raise ValueError(f"policy.wan: draws videos of {self.spec.frames} frames, and was given {frames}")
-        return covering(media[: self.spec.frames], self.spec.height, self.spec.width)
+        film = media if media.dim() == 4 else media[None]  # a picture is a film of one frame
+        if len(film) < self.spec.frames:
+            raise ValueError(f"policy.wan: draws videos of {self.spec.frames} frames, and was given {len(film)}")
+        return covering(film[: self.spec.frames], self.spec.height, self.spec.width)
 
     def sized(self) -> tuple[int, int, int, int]:
         """Channels, frames and sides of a latent."""
