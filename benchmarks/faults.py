@@ -131,14 +131,21 @@ def ended(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return told, {**vars(checkpoint.read(newest)), "seconds": None}
 
 
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
+def difference(a: Any, b: Any, where: str = "") -> str:
+    """Where two ends differ first, and how. Empty if they are equal, bit for bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        if torch.equal(a, b):
+            return ""
+        return f"{where}: {int((a != b).sum())} of {a.numel()} numbers" if a.shape == b.shape else f"{where}: shapes"
+    if isinstance(a, dict) and isinstance(b, dict):
+        odd = sorted(map(str, a.keys() ^ b.keys()))
+        found = (difference(a[key], b[key], f"{where}.{key}") for key in a)
+        return f"{where}: {', '.join(odd)} in one of them" if odd else next(filter(None, found), "")
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            return f"{where}: {len(a)} and {len(b)} things"
+        return next(filter(None, (difference(x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(a, b)))), "")
+    return "" if a == b else f"{where}: {a!r} and {b!r}"
 
 
 def trial(name: str, steps: int, processes: int, faults: int, seed: int, limit: float) -> dict[str, Any]:
@@ -169,8 +176,10 @@ def trial(name: str, steps: int, processes: int, faults: int, seed: int, limit: 
                 failure = wrong(status, said, fault, processes)
                 if failure and not fault and said is not None:
                     raise RuntimeError(failure)
+            if not failure and (apart := difference(ended(rough), expected, "end")):
+                failure = f"run {len(same)} is another than the undisturbed one: {apart}"
             failures += [failure] if failure else []
-            same.append(not failure and equal(ended(rough), expected))
+            same.append(not failure)
     return {
         "recipe": name,
         "steps": steps,

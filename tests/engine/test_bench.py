@@ -63,7 +63,7 @@ def test_numbers_that_lie_in_memory_once_are_read_once():
 
 
 @torch.no_grad()
-def test_a_token_step_reads_weights_once_and_the_keys_and_values_seen():
+def test_a_token_step_reads_weights_once_and_the_keys_and_values_there_is_room_for():
     dim, heads, vocabulary, rows, position = 32, 2, 12, 3, 6
     gpt = GPT(GPTConfig(dim=dim, layers=2, heads=heads, vocabulary=vocabulary, classes=5))
     cache = gpt.cache(rows, 17, torch.float32, torch.device("cpu"))
@@ -73,8 +73,9 @@ def test_a_token_step_reads_weights_once_and_the_keys_and_values_seen():
     assert len(layers) == 2 * 5 + 1
     ends = sum(rows * (layer.in_features + layer.out_features) for layer in layers)
     weights = sum(layer.weight.numel() for layer in layers)
-    seen = 2 * rows * (position + 2) * dim  # the prefix, tokens up to this one
-    scores = rows * heads * (position + 2)  # out of one product, and into the other
+    assert position + 2 < cache.room == 17
+    seen = 2 * rows * cache.room * dim  # the prefix, tokens up to this one, and empty slots
+    scores = rows * heads * cache.room  # out of one product, and into the other
     attention = seen + 2 * rows * dim + 2 * scores  # a query in, a value out
     assert work.traffic == FLOAT * (weights + ends + 2 * attention)
 

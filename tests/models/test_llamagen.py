@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from burnish.models.llamagen.files import load_gpt, load_vq, save_model
-from burnish.models.llamagen.gpt import GPT, GPTConfig, Slots, released_gpt, rotary
+from burnish.models.llamagen.gpt import GPT, Cache, GPTConfig, Slots, released_gpt, rotary
 from burnish.models.llamagen.vq import RELEASED_VQ, VQConfig, VQModel
 
 TEXT = GPTConfig(dim=64, layers=3, heads=2, vocabulary=50, caption_dim=24, caption_length=7)
@@ -79,15 +79,33 @@ def test_one_slot_stands_for_the_prefix(case):
     torch.testing.assert_close(model.all(ids, slots, 3, recompute=True), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", range(3), ids=["class", "caption", "no caption"])
-def test_token_by_token_equals_all_at_once(case):
-    model, _, _, slots = all_kinds()[case]
-    ids = torch.randint(50, (3, 9), generator=torch.Generator().manual_seed(2))
-    cache = model.cache(3, 9, torch.float32, ids.device)
+def token_by_token(model: GPT, ids: torch.Tensor, side: int, slots: Slots, cache: Cache) -> torch.Tensor:
     prefix = model.prefix(slots)
     bias = model.fill(cache, prefix)
-    steps = [model.first(prefix)] + [model.next(ids[:, i], i, 3, cache, bias) for i in range(8)]
-    torch.testing.assert_close(torch.stack(steps, 1), model.all(ids, slots, 3), atol=1e-5, rtol=1e-5)
+    steps = [model.next(ids[:, i], i, side, cache, bias) for i in range(side**2 - 1)]
+    return torch.stack([model.first(prefix), *steps], 1)
+
+
+@pytest.mark.parametrize("side", [3, 9], ids=["in the first room", "in rooms that grow"])
+@pytest.mark.parametrize("case", range(3), ids=["class", "caption", "no caption"])
+def test_token_by_token_equals_all_at_once(case, side):
+    model, _, _, slots = all_kinds()[case]
+    ids = torch.randint(50, (3, side**2), generator=torch.Generator().manual_seed(2))
+    cache = model.cache(3, side**2, torch.float32, ids.device)
+    found = token_by_token(model, ids, side, slots, cache)
+    torch.testing.assert_close(found, model.all(ids, slots, side), atol=1e-5, rtol=1e-5)
+    assert cache.room == cache.slots and all(part.is_contiguous() for part in (*cache.keys, *cache.values))
+
+
+@pytest.mark.parametrize("case", range(3), ids=["class", "caption", "no caption"])
+def test_a_draw_does_not_see_what_an_earlier_one_left_in_the_memory(case):
+    model, _, _, slots = all_kinds()[case]
+    ids = torch.randint(50, (3, 49), generator=torch.Generator().manual_seed(2))
+    cache = model.cache(4, 49, torch.float32, ids.device)
+    expected = token_by_token(model, ids, 7, slots, cache.of(3))
+    for part in cache.memory:
+        part.fill_(torch.nan)
+    assert torch.equal(token_by_token(model, ids, 7, slots, cache.of(3)), expected)
 
 
 def test_a_prefix_is_shared_by_its_samples():

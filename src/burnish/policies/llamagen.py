@@ -260,10 +260,10 @@ class LlamaGenPolicy(KeepsCopies):
 
     def _room(self, rows: int) -> Cache:
         """The cache, allocated anew only when more rows are asked for than ever before."""
-        if self._cache is None or len(self._cache.keys[0]) < rows:
+        if self._cache is None or len(self._cache.memory[0]) < rows:
             slots = self.side**2 + 1 + self.spec.speculative
             self._cache = self.gpt.cache(rows, slots, DTYPES[self.spec.precision], self.device)
-        return Cache(tuple(k[:rows] for k in self._cache.keys), tuple(v[:rows] for v in self._cache.values))
+        return self._cache.of(rows)
 
     # --- scoring -----------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ class StaticSteps:
         The cache has room for as many rows as `padded` says.
         """
         seen = seen_of(position + 1, len(self.slots))
+        cache.room_for(seen)
         more = F.pad(ids, (0, len(cache.keys[0]) - len(ids)))
         if self.turns.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()
