@@ -6,7 +6,6 @@ once and remembered, because a group of samples shares its prompt and prompts re
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,19 +17,19 @@ from torch import Tensor
 from burnish.models.pixels import Pixels, in_chunks, read_pixels
 from burnish.models.places import unpacked
 from burnish.models.released import Dtype, first_line, from_pretrained
+from burnish.models.remembered import Remembered
 
 
 class ClipTowers:
     """The picture and text towers of a transformers CLIPModel, frozen."""
 
-    def __init__(self, model: Any, tokenizer: Any, pixels: Pixels, batch: int, remember: int = 4096) -> None:
+    def __init__(self, model: Any, tokenizer: Any, pixels: Pixels, batch: int) -> None:
         self.model = model
         self.scale = float(model.logit_scale.detach().exp())  # what the model multiplies a cosine by
         self._tokenizer = tokenizer
         self._pixels = pixels
-        self._batch = batch  # pictures, or texts, in one forward pass
-        self._remember = remember  # texts kept; the one not asked for the longest is dropped first
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._batch = batch  # pictures in one forward pass
+        self._known = Remembered(self._text_vector)
 
     def pictures(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit vectors of pictures in [0, 1], float32, with a gradient if the pictures ask for one."""
@@ -38,17 +37,7 @@ class ClipTowers:
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
         """Unit vectors of texts, float32. A text longer than the model reads is cut, as in the released scorers."""
-        wanted = list(dict.fromkeys(texts))
-        new = [text for text in wanted if text not in self._known]
-        for start in range(0, len(new), self._batch):
-            part = new[start : start + self._batch]
-            self._known.update(zip(part, self._text_vectors(part).unbind(), strict=True))
-        for text in wanted:
-            self._known.move_to_end(text)
-        vectors = torch.stack([self._known[text] for text in texts])
-        while len(self._known) > self._remember:
-            self._known.popitem(last=False)
-        return vectors
+        return torch.stack([vector for (vector,) in self._known(texts)]).to(self.model.device)
 
     def cosine(self, images: Float[Tensor, "b 3 h w"], texts: Sequence[str]) -> Float[Tensor, " b"]:
         """Cosine of every picture and the text beside it, in [-1, 1], on the pictures' device."""
@@ -59,12 +48,12 @@ class ClipTowers:
         pixels = self._pixels(images).to(self.model.dtype)
         return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
 
-    @torch.no_grad()
-    def _text_vectors(self, texts: list[str]) -> Tensor:
+    def _text_vector(self, text: str) -> tuple[Float[Tensor, " d"]]:
         length = self.model.config.text_config.max_position_embeddings
-        tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        tokens = self._tokenizer([text], truncation=True, max_length=length, return_tensors="pt")
         tokens = {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
-        return F.normalize(self.model.get_text_features(**tokens).pooler_output.float(), dim=-1)
+        (vector,) = F.normalize(self.model.get_text_features(**tokens).pooler_output.float(), dim=-1)
+        return (vector,)
 
 
 def load_towers(weights: str, processor: str, where: str, device: torch.device, dtype: Dtype, batch: int) -> ClipTowers:
