@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import faults
@@ -88,12 +89,14 @@ def test_statuses_are_those_of_the_fault() -> None:
 
 
 def test_only_a_process_of_the_folder_is_struck(tmp_path: Path) -> None:
-    sleeper = [sys.executable, "-SEc", "import time; time.sleep(600)"]
+    sleeper = [sys.executable, "-SEc", "import time; print(flush=True); time.sleep(600)"]
     with (
-        subprocess.Popen([*sleeper, str(tmp_path)]) as mine,
-        subprocess.Popen([*sleeper, str(tmp_path / "other")]) as other,
+        subprocess.Popen([*sleeper, str(tmp_path)], stdout=subprocess.PIPE) as mine,
+        subprocess.Popen([*sleeper, str(tmp_path / "other")], stdout=subprocess.PIPE) as other,
     ):
         try:
+            for one in (mine, other):  # /proc does not know the words of a program that is just being started
+                assert one.stdout is not None and one.stdout.readline()
             assert faults.at_work(tmp_path) == [mine.pid]
             faults.struck(tmp_path, "kill", random.Random(0))
             assert mine.wait(10) == -9 and other.poll() is None
@@ -107,3 +110,20 @@ def test_recipes_of_both_families_are_made_small() -> None:
     token, flow = (read(name, faults.small(name)).source.plan for name in ("scenes/ar_grpo", "scenes/flow_grpo"))
     assert isinstance(token, EveryToken) and isinstance(flow, AllSteps)
     assert token.group == flow.group == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "where"),
+    [
+        ({"rows": [{"loss": 1.0}, {"loss": 2.5}]}, "end.rows[1].loss: 2.5 and 2.0"),
+        ({"rows": [{"loss": 1.0}]}, "end.rows: 1 and 2 things"),
+        ({"rows": [{"loss": 1.0}, {"kl": 2.0}]}, "end.rows[1]: kl, loss in one of them"),
+        ({"weights": torch.tensor([1.0, 1.0, 2.0])}, "end.weights: 1 of 3 numbers"),
+        ({"weights": torch.ones(2)}, "end.weights: shapes"),
+        ({"weights": None}, "end.weights: None and tensor([1., 1., 1.])"),
+    ],
+)
+def test_where_two_ends_differ_is_said(changed: dict[str, object], where: str) -> None:
+    calm = {"rows": [{"loss": 1.0}, {"loss": 2.0}], "weights": torch.ones(3)}
+    assert faults.difference(calm, {**calm, "weights": torch.ones(3)}, "end") == ""
+    assert faults.difference({**calm, **changed}, calm, "end") == where
