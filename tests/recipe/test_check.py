@@ -177,6 +177,22 @@ def test_a_group_of_one_is_enough_where_the_reward_is_differentiated():
         assert not [fault for fault in check(read(name, settings=at)).faults if "group" in fault]
 
 
+def test_pairs_that_are_not_there_are_found_wherever_a_setting_names_them(tmp_path):
+    """Also inside an objective that wraps another; a run would say so only after its policy had been loaded."""
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "gone.png", "text": "a cat"}\n')
+
+    def faults(pairs):
+        objective = {"pretraining": {"inner": {"refl": {}}, "pairs": pairs}}
+        found = check(read("scenes/refl", settings={"objective": objective})).faults
+        return [sentence for sentence in found if "pairs" in sentence]
+
+    assert not faults("burnish.worlds.scenes.render:pictures")
+    here = "objective.pretraining.pairs: "
+    assert faults("absent") == [f"{here}'absent' is neither a folder (with metadata.jsonl) nor a module:function"]
+    listed = f"{here}{tmp_path / 'metadata.jsonl'}, line 1: {tmp_path / 'gone.png'}: no such file"
+    assert faults(str(tmp_path)) == [listed]
+
+
 def test_weights_of_a_hub_that_cannot_be_reached_get_a_sentence(plain, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     reward = {"clip_score": {"weights": "nobody/no-such-model"}}

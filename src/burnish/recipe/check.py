@@ -14,8 +14,11 @@ import torch
 
 from burnish.core import LatentPlan, Objective, Policy
 from burnish.machine import processes
+from burnish.pairs import read_pairs
 from burnish.recipe import find
+from burnish.recipe.encode import encode
 from burnish.recipe.idle import idle
+from burnish.recipe.read import leaves
 from burnish.recipe.recipe import Recipe
 from burnish.recipe.weights import missing_weights
 
@@ -29,8 +32,10 @@ class Findings:
 
 
 def check(recipe: Recipe) -> Findings:
-    """All faults and warnings of a recipe. Reads prompts, loads no weights; may ask the hub whether it has them."""
-    faults = [*numbers(recipe), *fit(recipe), *missing_weights(recipe), *_device(recipe), *_elsewhere(recipe)]
+    """All faults and warnings of a recipe. Reads prompts and lists of pairs, loads no weights; may ask the hub whether
+    it has them."""
+    files = (*missing_weights(recipe), *_pairs(recipe))
+    faults = [*numbers(recipe), *fit(recipe), *files, *_device(recipe), *_elsewhere(recipe)]
     try:
         recipe.source.prompts_at(1, recipe.seed)
     except ValueError as problem:
@@ -175,6 +180,16 @@ def _interface(cls: type) -> type:
 
 def _called(component: object) -> str:
     return find.name_of(type(component))
+
+
+def _pairs(recipe: Recipe) -> Iterator[str]:
+    """What is wrong with pictures and captions of one's own: settings that name them are called `pairs`."""
+    for path, name in leaves(encode(recipe)).items():
+        if path.endswith(".pairs") and isinstance(name, str):
+            try:
+                read_pairs(name, path)
+            except ValueError as problem:
+                yield str(problem)
 
 
 def _device(recipe: Recipe) -> Iterator[str]:
