@@ -533,6 +533,10 @@ class Source(ABC):
     def prompts_at(self, step: int, seed: int) -> Sequence[Prompt]:
         """The distinct prompts of a step, without drawing."""
 
+    def asks(self) -> Sequence[Prompt]:
+        """All that it ever asks about, so that a run can tell whether they were edited; () if it cannot be known."""
+        return ()
+
     @abstractmethod
     def plan_at(self, step: int) -> Plan:
         """The plan of a step, without drawing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,17 +17,20 @@ import torch
 from PIL import Image
 from runs_apart import apart
 from toy_run import everything, lines, recipe
-from toys import Brightness, BrightnessScorer, ToyPolicy, ToyRaster, ToySuite
+from toys import Brightness, BrightnessScorer, ToyPolicy, ToyRaster, ToySuite, toy_prompts
 
 from burnish.advantages.kl_in_reward import KlInReward
 from burnish.advantages.leave_one_out import LeaveOneOut
 from burnish.core import Evaluation
 from burnish.engine import checkpoint
 from burnish.engine.evaluate import compare, passed
-from burnish.engine.loop import train
+from burnish.engine.interruption import Stopped
+from burnish.engine.loop import Run, train
 from burnish.engine.reporter import Reporter
 from burnish.objectives.ppo_clip import PPOClip
+from burnish.plans.every_token import EveryToken
 from burnish.recipe.recipe import Optim, Recipe
+from burnish.sources.on_policy import OnPolicy
 from burnish.types import Prompt, Scores, TokenPlan
 
 
@@ -72,6 +76,119 @@ def test_what_is_finished_is_kept_where_a_reward_fails(tmp_path: Path, monkeypat
     assert newest and checkpoint.read(newest).step == 6
     run(everything(), broken, resume=True)
     assert apart(unbroken, broken) == 0
+
+
+@pytest.mark.parametrize("step", [5, 14])  # due at 5 and, as the last, at 14; checkpoints are due at 4, 8, 12 and 14
+@pytest.mark.parametrize("how", [ConnectionError, SystemExit])  # a failure, which is met; and an end, which is not
+def test_what_is_finished_is_kept_where_an_evaluation_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, how: type[BaseException]
+) -> None:
+    """The step is learned, and saved: a resumed run evaluates it, with the same result, and does not make it again."""
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    run(everything(), unbroken)
+    ask = ToySuite.run
+
+    def fails(self: ToySuite, policy, plan, reward, seed):
+        torch.rand(3)  # as a suite may: nobody else is to notice
+        if lines(broken) and lines(broken)[-1]["step"] == step - 1:
+            raise how("the judge is gone")
+        return ask(self, policy, plan, reward, seed)
+
+    with monkeypatch.context() as there, pytest.raises(how, match="the judge is gone"):
+        there.setattr(ToySuite, "run", fails)
+        run(everything(), broken)
+    newest = checkpoint.latest(broken)
+    saved = step if how is ConnectionError or step == 14 else 4
+    assert newest and checkpoint.read(newest).step == saved
+    draws, made = BrightnessScorer.__call__, list[int]()
+    with monkeypatch.context() as there:
+        there.setattr(BrightnessScorer, "__call__", lambda *asked: made.append(1) or draws(*asked))
+        run(everything(), broken, resume=True)
+    assert apart(unbroken, broken) == 0
+    assert len(made) == 2 * (14 - saved)  # reward and measure of what was left
+
+
+def test_what_is_finished_is_kept_where_a_measure_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the measure would have said of that step is gone; all else is as if it had not failed."""
+    whole = replace(everything(), suites={})
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    run(whole, unbroken)
+    spoilt = replace(whole, measures={"again": Brightness(spoil="raise")})
+    with pytest.raises(ValueError, match=r"measures\.again: the reward failed at step 1"):
+        run(spoilt, broken)
+    newest = checkpoint.latest(broken)
+    assert newest and checkpoint.read(newest).step == 1
+    (broken / "recipe.yaml").write_text((unbroken / "recipe.yaml").read_text())
+    run(whole, broken, resume=True)
+    expected = lines(unbroken)
+    assert expected[1].pop("measure/again_mean") and lines(broken) == expected
+
+
+def test_who_asks_for_an_end_does_not_wait_for_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked in step 5, which is to be evaluated: the run stops, and is evaluated when it is resumed."""
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    run(everything(), unbroken)
+    monkeypatch.setattr(Run, "_asked", lambda self, place: 15 if self._done == 5 else None)
+    with pytest.raises(Stopped, match="stopped after step 5 of 14"):
+        run(everything(), broken)
+    assert lines(broken)[-1]["step"] == 4 and not (broken / "evaluations" / "heldout-000005.json").exists()
+    monkeypatch.undo()
+    run(everything(), broken, resume=True)
+    assert apart(unbroken, broken) == 0
+
+
+def test_a_suite_that_asks_other_prompts_than_before_is_compared_with_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(recipe(steps=2, suites={"heldout": ToySuite(), "same": ToySuite()}), folder)
+    run(recipe(steps=3, suites={"heldout": ToySuite(each=8), "same": ToySuite()}), folder, resume=True)
+    facts = json.loads((folder / "summary.json").read_text())
+    assert set(facts["suites"]) == {"same"} and "verdict" not in facts
+
+
+def test_prompts_that_were_edited_are_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while it is at work: what is finished by then is saved."""
+    file, folder = tmp_path / "asked.jsonl", tmp_path / "run"
+    rows = [{"id": p.id, "text": p.text, "facts": p.facts} for p in toy_prompts(3, 1)]
+
+    def write(edited: str = "") -> None:
+        file.write_text("".join(json.dumps({**row, "text": row["text"] + edited}) + "\n" for row in rows))
+        os.utime(file, ns=(1, len(edited)))  # two writes may be nearer than the clock of the disk
+
+    def asks(steps: int) -> Recipe:
+        return recipe(steps=steps, source=OnPolicy(str(file), EveryToken(group=8), per_step=3), suites={})
+
+    write()
+    run(asks(2), folder)
+    write("!")
+    with pytest.raises(ValueError, match="its prompts were edited since step-000002"):
+        run(asks(3), folder, resume=True)
+    write()
+    learn = Run.learn
+
+    def edits(self: Run, place, step, laps):
+        if step == 4:
+            write("?")
+        return learn(self, place, step, laps)
+
+    with monkeypatch.context() as there, pytest.raises(ValueError, match="step 4: the prompts of this run were edited"):
+        there.setattr(Run, "learn", edits)
+        run(asks(5), folder, resume=True)
+    newest = checkpoint.latest(folder)
+    assert newest and checkpoint.read(newest).step == 3
+    write()
+    assert run(asks(5), folder, resume=True)[-1]["step"] == 5
+
+
+def test_what_only_rounds_otherwise_may_change_on_the_way(tmp_path: Path) -> None:
+    """Parts of an update and of a draw, which is what a run that found too little memory is told to make smaller."""
+    whole = recipe(steps=2, optim=Optim(lr=0.03, micro=24))
+    smaller = replace(whole, steps=3, optim=Optim(lr=0.03, micro=6), source=replace(whole.source, rows=8))
+    run(whole, tmp_path / "run")
+    assert run(smaller, tmp_path / "run", resume=True)[-1]["step"] == 3
+    with pytest.raises(ValueError, match=r"optim\.minibatches: 1, and cannot go on with 2"):
+        run(replace(whole, steps=4, optim=Optim(lr=0.03, minibatches=2)), tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match=r"started with objective\.ppo_clip\.kl: 0\.0, and cannot go on with 0\.1"):
+        run(replace(whole, steps=4, objective=PPOClip(kl=0.1)), tmp_path / "run", resume=True)
 
 
 def test_texts_of_the_next_step_are_read_while_rewards_are_at_work(
@@ -160,7 +277,7 @@ def test_a_run_goes_on_though_its_recipe_is_older_than_a_setting(
     measures = {"again": Brightness()}
     assert run(recipe(measures=measures), folder, resume=True)[-1]["step"] == 40
     (folder / "recipe.yaml").write_text(older.replace("  epochs: 1", "  epochs: 2"))
-    with pytest.raises(ValueError, match="was started with optim: "):
+    with pytest.raises(ValueError, match=r"was started with optim\.epochs: 2, and cannot go on with 1"):
         run(recipe(measures=measures), folder, resume=True)
 
 

@@ -101,17 +101,24 @@ def _footprint(name: str, changes: list[str]) -> Footprint | None:
 
 
 def _grown(sizes: list[float], unit: str, found: list[Bench]) -> dict[str, Any]:
-    """How the time of drawing and updating, and the memory, grow: said, and for JSON."""
+    """How the time of drawing and updating, operations and memory grow: said, and for JSON.
+
+    A stage has a part that does not grow, which hides one that grows fast in a fit over all sizes. So what it costs to
+    go from the second largest to the largest is said too.
+    """
     from burnish.engine.bench import growth
 
     clock = "cpu_seconds" if found[0].device == "cpu" else "seconds"  # what else runs here does not count
     costs = {name: [getattr(taken.stages[name], clock) for taken in found] for name in ("draw", "update")}
-    costs |= {"memory": [one.memory for one in found]} if all(one.memory > 0 for one in found) else {}
+    counted = {"operations": [one.stages["step"].operations for one in found], "memory": [one.memory for one in found]}
+    costs |= {name: cost for name, cost in counted.items() if min(cost) > 0}
+    largest = sorted(range(len(sizes)), key=sizes.__getitem__)[-2:]
     powers = {name: growth(sizes, cost) for name, cost in costs.items()}
-    told = ", ".join(f"{power:.2f} ({name})" for name, power in powers.items())
+    ends = {name: growth([sizes[i] for i in largest], [cost[i] for i in largest]) for name, cost in costs.items()}
+    told = ", ".join(f"{power:.2f} ({name}; {ends[name]:.2f} at the end)" for name, power in powers.items())
     clocked = "CPU seconds" if clock == "cpu_seconds" else "seconds"
-    print(f"{clocked}{' and bytes' * ('memory' in powers)} grow as {unit} to the power of {told}")
-    return {"sizes": sizes, "unit": unit, "clock": clock, "growth": powers}
+    print(f"{clocked}, operations and bytes grow as {unit} to the power of {told}")
+    return {"sizes": sizes, "unit": unit, "clock": clock, "growth": powers, "growth_at_the_end": ends}
 
 
 def _sizes(path: str, values: list[str], known: list[Footprint | None]) -> tuple[list[float], str]:

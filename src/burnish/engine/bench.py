@@ -40,7 +40,13 @@ from burnish.types import Plan
 
 NEAR = 64  # steps in which a plan is looked for again
 Clocked = dict[str, dict[str, float]]  # of each stage, what each clock counted
-STAGES = ("draw", "decode", "score", "weigh", "update")  # decoding is within drawing
+STAGES = {  # the laps of each; decoding is within drawing
+    "draw": ("draw",),
+    "decode": ("decode",),
+    "score": ("score",),
+    "weigh": ("weigh",),
+    "update": ("recompute", "update"),  # with what samples are compared with: reference, anchor
+}
 WHOLE = ("draw", "score", "weigh", "update")
 
 
@@ -256,7 +262,9 @@ def one_step(
         kept = {name: stack.enter_context(recorded(place.device, clock)) for name, clock in clocks.items()}
         laps = stack.enter_context(recorded(place.device))
         metrics = run.learn(place, step, laps)[2]
-    return {stage: {name: laps.spent(stage) for name, laps in kept.items()} for stage in STAGES}, metrics
+    return {
+        stage: {name: sum(map(laps.spent, names)) for name, laps in kept.items()} for stage, names in STAGES.items()
+    }, metrics
 
 
 def growth(sizes: Sequence[float], seconds: Sequence[float]) -> float:

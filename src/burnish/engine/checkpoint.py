@@ -3,7 +3,8 @@
     checkpoints/step-000050/weights.safetensors   policy.state(): trainable weights and their copies
                             optimiser.pt          moments of AdamW (torch.save, read with weights_only=True)
                             memory.pt             what advantage and objective remember (likewise), if they do
-                            state.json            format, step, updates, seconds, torch's random state (base64), digests
+                            state.json            format, step, updates, seconds, torch's random state (base64), digest
+                                                  of the prompts, metrics not yet told, digests of the files
 
 A checkpoint is written beside the others under a name nobody reads, synced, and then renamed; one that goes is first
 renamed back to such a name. Noise and the order of samples are keyed by (seed, step), so there is no position of a
@@ -48,6 +49,8 @@ class Checkpoint:
     optimiser: Mapping[str, Any]  # state_dict of the optimiser
     random: Tensor  # torch.get_rng_state()
     memory: Mapping[str, Any] = field(default_factory=dict)  # Memory.state() of every component that remembers
+    prompts: str = ""  # digest of what the source asks about; empty in checkpoints that are older than it
+    untold: Mapping[str, float] | None = None  # metrics of `step`, if it was still to be evaluated and reported
 
 
 def write(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -171,7 +174,17 @@ def read(folder: Path) -> Checkpoint:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError) as problem:
         raise ValueError(f"{folder} cannot be read: {problem}{_instead(folder)}") from problem
     random = torch.frombuffer(bytearray(base64.b64decode(state["random"])), dtype=torch.uint8)
-    return Checkpoint(state["step"], state["updates"], state["seconds"], weights, optimiser, random, memory)
+    return Checkpoint(
+        state["step"],
+        state["updates"],
+        state["seconds"],
+        weights,
+        optimiser,
+        random,
+        memory,
+        state.get("prompts", ""),
+        state.get("untold"),
+    )
 
 
 def _fill(folder: Path, checkpoint: Checkpoint) -> None:
@@ -187,6 +200,8 @@ def _fill(folder: Path, checkpoint: Checkpoint) -> None:
         "updates": checkpoint.updates,
         "seconds": checkpoint.seconds,
         "random": base64.b64encode(checkpoint.random.numpy().tobytes()).decode(),
+        "prompts": checkpoint.prompts,
+        "untold": checkpoint.untold,
         "digests": {name: _digest(folder / name) for name in (WEIGHTS, OPTIMISER, MEMORY) if (folder / name).exists()},
     }
     (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")

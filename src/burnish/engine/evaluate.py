@@ -97,11 +97,14 @@ def compare(before: Pass, after: Pass) -> dict[str, Comparison]:
 
 
 def summary(run: Path, suites: Mapping[str, Suite], steps: int, seconds: float) -> dict[str, Any]:
-    """What summary.json holds: first against last pass of each suite (see reporter.py)."""
+    """What summary.json holds: first against last pass of each suite (see reporter.py).
+
+    A suite that was given other prompts on the way, which a resumption may do, has nothing to be compared with.
+    """
     facts: dict[str, Any] = {"steps": steps, "seconds": seconds, "suites": {}}
     for name in suites:
         first, last = read_pass(run, name, 0), read_pass(run, name, steps)
-        if first is not None and last is not None:
+        if first is not None and last is not None and first.prompts == last.prompts:
             facts["suites"][name] = {metric: c.facts() for metric, c in compare(first, last).items()}
     shown = facts["suites"].get("heldout", {}).get("verified")
     return {**(shown or {}), **facts}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,19 +27,19 @@ from burnish.engine.layouts.chosen import layout
 from burnish.engine.layouts.local import Local, Place
 from burnish.engine.layouts.processes import Processes
 from burnish.engine.ranks import Ranks, read_by, rows, together, whole
-from burnish.engine.reporter import Nowhere, Reporter
+from burnish.engine.reporter import Nowhere, Reporter, step_of
 from burnish.engine.scoring import Scored, scored, settled, something_valid
 from burnish.formulas.groups import group_std
 from burnish.formulas.sentinel import Glance, glance, joined
 from burnish.laps import Laps, lap, recorded
 from burnish.recipe.decode import decode
 from burnish.recipe.encode import encode
-from burnish.recipe.read import as_yaml, data_of
+from burnish.recipe.read import as_yaml, data_of, leaves
 from burnish.recipe.recipe import Recipe
-from burnish.types import Batch, Rollout, Scores, concatenate, take
+from burnish.types import Batch, Prompt, Rollout, Scores, concatenate, take
 
-# What may differ between a run and its resumption: none of it changes what a step does, but for rounding; `steps` does
-# where the learning rate has a schedule, which is said.
+# What may differ between a run and its resumption, by path: none of it changes what a step does, but for rounding;
+# `steps` does where the learning rate has a schedule, which is said.
 FREE = (
     "steps",
     "device",
@@ -51,6 +54,8 @@ FREE = (
     "checkpoint_every",
     "keep_checkpoints",
     "samples_every",
+    "optim.micro",
+    "source.*.rows",
 )
 
 
@@ -72,7 +77,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter
         speaks = (reporter or Reporter(folder)) if ranks.leads else Nowhere()
         with ExitStack() as held, interruptible() as interruption, _room_in(folder), closing(speaks):
             ranks.first(lambda: held.enter_context(claimed(folder)))
-            start = ranks.first(lambda: _start(folder, facts, resume))
+            start = ranks.first(lambda: _start(folder, recipe, facts, resume))
             Run(recipe, folder, speaks, interruption).go(place, facts, start)
     return folder
 
@@ -94,7 +99,7 @@ class Drawn:
 
     found: Scored
     first: int  # samples of the first draw
-    evaluations: float  # of the network for them
+    asked: int  # evaluations of the network for what objective and advantage compare with: reference, anchor
     seen: Glance
 
 
@@ -103,14 +108,16 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter | Nowhere, interruption: Interruption) -> None:
         self._recipe, self._folder, self._reporter, self._interruption = recipe, folder, reporter, interruption
-        # torch's random numbers where a step began, as long as weights, moments and memories are those it began with
-        self._still: torch.Tensor | None = None
+        self._still: torch.Tensor | None = None  # torch's random numbers after `_done`; None amid a step's updates
+        self._done = 0  # the last step whose updates were all made
+        self._untold: dict[str, float] | None = None  # metrics of that step, until it is evaluated and reported
         self._saved = 0  # the step that the newest checkpoint was made after
+        self._prompts: Sequence[Prompt] = recipe.source.asks()
 
     def go(self, layout: Local | Processes, facts: Mapping[str, Any], start: Checkpoint | None) -> None:
         recipe = self._recipe
         place = layout.build(recipe)
-        done = self._saved = start.step if start else 0
+        done = self._saved = self._done = start.step if start else 0
         before = _steps_of(self._folder) if start and place.ranks.leads else recipe.steps
         self._reporter.begin(facts, recipe.seed, place.device, done, recipe.steps)
         if start is not None:
@@ -124,17 +131,19 @@ class Run:
                     f"the learning rate now falls towards step {recipe.steps}, and did towards {before}: "
                     f"this is not the run of {recipe.steps} steps that never stopped"
                 )
+        self._still = torch.get_rng_state()
         self._began = time.monotonic() - (start.seconds if start else 0.0)
         with Writer(self._folder, recipe.keep_checkpoints) as self._checkpoints:
             if start is None:
                 self._reporter.step(0, self._evaluate(place, 0))
                 self._stop_if_asked(place.ranks, self._asked(place), 0)
+            elif start.untold is not None and not place.ranks.first(lambda: _told(self._folder, done)):
+                self._tell(place, done, dict(start.untold))
             for step in range(done + 1, recipe.steps + 1):
-                self._still = torch.get_rng_state()
                 try:
                     self._step(place, step)
                 except Exception:
-                    self._save_finished(place, step - 1)
+                    self._save_finished(place)
                     raise
         seconds = time.monotonic() - self._began
         if place.ranks.leads:
@@ -145,13 +154,20 @@ class Run:
             asked = self._turn(place, step, laps)
         self._reporter.timeline(step, laps)
         self._checkpoints.look()
-        if step < self._recipe.steps:
+        if step < self._recipe.steps or self._untold is not None:
             self._stop_if_asked(place.ranks, asked, step)
 
     def _turn(self, place: Place, step: int, laps: Laps) -> int | None:
-        """One step; then report, evaluate and save what is due. Returns the signal it was asked to stop by."""
+        """One step; then measure, save, evaluate and report what is due. Returns the signal it was asked to stop by.
+
+        Saved is before evaluated, which may take long: a run that ends in between is evaluated when it is resumed.
+        """
         recipe, last, ranks = self._recipe, self._recipe.steps, place.ranks
+        assert self._still is not None
+        torch.set_rng_state(self._still)  # as a resumed run has them: whoever only looks takes none of them
         mine, batch, metrics = self.learn(place, step, laps)
+        # weights, moments and memories are those after this step until the next is drawn and scored
+        self._done, self._still, self._untold = step, torch.get_rng_state(), metrics
         with lap("measure"):
             measures = {name: self._measured(place, mine, name, step) for name in place.measures}
         for name, values in measures.items():
@@ -159,15 +175,26 @@ class Run:
         if step in (1, last) or _due(step, recipe.samples_every):
             shown = rows(ranks, mine and mine.found.rollout.media[:MOST_TILES])
             self._reporter.samples(step, replace(batch, rollout=replace(batch.rollout, media=shown)), measures)
-        if step == last or _due(step, recipe.evaluate_every):
+        asked = self._asked(place)
+        if step == last or asked is not None or _due(step, recipe.checkpoint_every):
+            self._save(place)
+        if asked is None or not self._looks(step):
+            self._tell(place, step, metrics)
+            asked = self._asked(place)
+            if asked is not None and self._saved < step:
+                self._save(place)
+        return asked
+
+    def _looks(self, step: int) -> bool:
+        return step == self._recipe.steps or _due(step, self._recipe.evaluate_every)
+
+    def _tell(self, place: Place, step: int, metrics: dict[str, float]) -> None:
+        """Evaluate what is due after a step, and report it."""
+        if self._looks(step):
             with lap("evaluate"):
                 metrics |= self._evaluate(place, step)
         self._reporter.step(step, metrics)
-        asked = self._asked(place)
-        if step == last or asked is not None or _due(step, recipe.checkpoint_every):
-            with lap("save"):
-                self._save(place, step)
-        return asked
+        self._untold = None
 
     def learn(self, place: Place, step: int, laps: Laps) -> tuple[Drawn | None, Batch, dict[str, float]]:
         """Draw, score, weigh and update: what this process drew, the batch of all, and the metrics of the step."""
@@ -178,17 +205,20 @@ class Run:
         with lap("update"):
             metrics |= place.learner.update(place.objective, batch, place.scorer, step, own)
         metrics |= place.memories.metrics()
-        metrics["update/seconds"] = laps.spent("update")
+        metrics["update/seconds"] = laps.spent("recompute") + laps.spent("update")
         metrics["step/cpu_seconds"] = sum(ranks.gathered(time.process_time() - began))  # of all threads
         if ranks.count > 1:
             metrics["update/wait_seconds"] = laps.spent("wait") - waited
-        if evaluations := sum(ranks.gathered(place.policy.evaluations - before)):
+        asked = mine.asked if mine else 0
+        if evaluations := sum(ranks.gathered(asked + place.policy.evaluations - before)):
             metrics["update/evaluations"] = float(evaluations)
         return mine, batch, metrics
 
     def _drawn(self, place: Place, step: int, laps: Laps) -> tuple[Drawn | None, Batch, dict[str, float]]:
         """What is drawn here, and the batch of all processes, weighed, with its metrics."""
         recipe, ranks = self._recipe, place.ranks
+        if recipe.source.asks() != self._prompts:
+            raise ValueError(f"step {step}: the prompts of this run were edited while it was at work; put them back")
         asked = len(recipe.source.prompts_at(step, recipe.seed))
         if ranks.divides and asked % ranks.count:
             raise ValueError(f"shard: {ranks.count} processes cannot share the {asked} prompts of step {step} evenly")
@@ -198,7 +228,7 @@ class Run:
         rollout, scores = whole(ranks, mine and (mine.found.rollout, mine.found.scores), reads, plan)
         something_valid(scores, step)
         keep = rows(ranks, mine and mine.found.keep)
-        told = mine and (mine.first, mine.found.flat, mine.found.drawn, mine.evaluations, mine.seen)
+        told = mine and (mine.first, mine.found.flat, mine.found.drawn, mine.found.evaluations, mine.seen)
         first, flat, drawn, evaluations, seen = zip(*(one for one in ranks.gathered(told) if one), strict=True)
         own = {name: laps.spent(name) for name in ("draw", "decode", "score", "scoring", "wait")}
         times = ranks.gathered(own)  # of a stage: as long as the slowest takes
@@ -242,11 +272,11 @@ class Run:
             with lap("score"):  # what is left of it
                 scores = ahead.scores() if recipe.overlap else score(rollout)
                 found = settled((rollout, scores), recipe.flat_groups, place.source, policy, scorer, step, recipe.seed)
-        with lap("score"), lap("recompute"):
-            seen = glance(found.rollout.media, found.rollout.group)
+                seen = glance(found.rollout.media, found.rollout.group)
+        before = policy.evaluations
+        with lap("recompute"):
             annotated = place.learner.annotate(found.rollout, recipe.advantage.reads_reference)
-        evaluations = 0.0 if rollout.evaluations is None else float(rollout.evaluations.sum())
-        return Drawn(replace(found, rollout=annotated), len(rollout), evaluations, seen)
+        return Drawn(replace(found, rollout=annotated), len(rollout), policy.evaluations - before, seen)
 
     def _measured(self, place: Place, mine: Drawn | None, name: str, step: int) -> Scores:
         """What a measure says of the whole step."""
@@ -263,31 +293,35 @@ class Run:
             metrics |= {f"eval/{name}_{what}": value for what, value in found.metrics.items()}
         return metrics
 
-    def _save_finished(self, place: Place, step: int) -> None:
-        """A step has failed while it drew or scored: save the run as it was after `step`, the one before."""
-        if self._still is None or not step or self._saved == step or place.ranks.divides or not place.ranks.leads:
+    def _save_finished(self, place: Place) -> None:
+        """A step has failed, but not in its updates: save the run as it was after the last that was finished."""
+        if self._still is None or not self._done or place.ranks.divides or not place.ranks.leads:
             return
-        torch.set_rng_state(self._still)
-        self._save(place, step)
+        if self._saved < self._done:
+            self._save(place)
         self._checkpoints.wait()
-        self._reporter.say(f"step {step} is saved; resume the run to go on from there")
+        self._reporter.say(f"step {self._done} is saved; resume the run to go on from there")
 
-    def _save(self, place: Place, step: int) -> None:
+    def _save(self, place: Place) -> None:
+        """A checkpoint of the run as it was after the last step that was finished."""
         if not (place.ranks.leads or place.ranks.divides):
             return
-        self._saved = step
-        seconds = time.monotonic() - self._began
-        state = Checkpoint(
-            step,
-            place.learner.updates,
-            seconds,
-            place.policy.state(),
-            place.learner.state(),
-            torch.get_rng_state(),
-            place.memories.state(),
-        )
-        if place.ranks.leads:
-            self._checkpoints.write(state)
+        assert self._still is not None, "weights are on their way from one step to the next"
+        self._saved = self._done
+        with lap("save"):
+            state = Checkpoint(
+                self._done,
+                place.learner.updates,
+                time.monotonic() - self._began,
+                place.policy.state(),
+                place.learner.state(),
+                self._still,
+                place.memories.state(),
+                _digest(self._prompts),
+                self._untold and dict(self._untold),
+            )
+            if place.ranks.leads:
+                self._checkpoints.write(state)
 
     def _asked(self, place: Place) -> int | None:
         """The signal that any of the processes was asked to stop by."""
@@ -313,13 +347,16 @@ def refuse(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"{folder} holds a run already; resume it, or choose another folder")
-    earlier, now = _complete(recipe.read_text(encoding="utf-8")), data_of(as_yaml(facts))
-    for key, value in now.items():
-        if key not in FREE and earlier.get(key) != value:
-            was = earlier.get(key)
-            raise ValueError(
-                f"{folder} was started with {key}: {was!r}, and cannot go on with {value!r}; start a new run"
-            )
+    told = _complete(recipe.read_text(encoding="utf-8")), data_of(as_yaml(facts))
+    earlier, now = ({path: repr(value) for path, value in leaves(one).items() if not _free(path)} for one in told)
+    for path in {**now, **earlier}:  # one that only one of them has belongs to another component
+        was, given = (one.get(path, "nothing") for one in (earlier, now))
+        if was != given:
+            raise ValueError(f"{folder} was started with {path}: {was}, and cannot go on with {given}; start a new run")
+
+
+def _free(path: str) -> bool:
+    return any(fnmatch(path, name) or path.startswith(f"{name}.") for name in FREE)
 
 
 def _steps_of(folder: Path) -> int:
@@ -336,11 +373,34 @@ def _complete(text: str) -> Mapping[str, Any]:
         return told
 
 
-def _start(folder: Path, facts: Mapping[str, Any], resume: bool) -> Checkpoint | None:
-    """Where to go on from; raises as `refuse` does, now that nobody else can change it."""
+def _start(folder: Path, recipe: Recipe, facts: Mapping[str, Any], resume: bool) -> Checkpoint | None:
+    """Where to go on from; raises as `refuse` does, now that nobody else can change it, and for edited prompts."""
     refuse(folder, facts, resume)
     newest = checkpoint.latest(folder)
-    return checkpoint.read(newest) if newest else None
+    if newest is None:
+        return None
+    start = checkpoint.read(newest)
+    if start.prompts not in ("", _digest(recipe.source.asks())):
+        raise ValueError(
+            f"{folder}: its prompts were edited since {newest.name}, and what followed would be another run; put them "
+            "back, or start a new run"
+        )
+    return start
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    """Of ids, texts and facts, in their order."""
+    found = hashlib.blake2b(digest_size=16)
+    for prompt in prompts:
+        facts = dict(prompt.facts)
+        found.update(json.dumps([prompt.id, prompt.text, facts], sort_keys=True, default=str).encode() + b"\n")
+    return found.hexdigest() if prompts else ""
+
+
+def _told(folder: Path, step: int) -> bool:
+    """Whether a step was reported, which is the last thing that is done about it."""
+    metrics = folder / "metrics.jsonl"
+    return metrics.exists() and any(step_of(line) == step for line in metrics.read_text(encoding="utf-8").splitlines())
 
 
 def _own(batch: Batch, mine: Drawn | None) -> Batch:

@@ -26,6 +26,7 @@ class Scored:
     keep: Bool[Tensor, " b"]
     flat: int  # groups of the first draw whose scores were all equal
     drawn: int  # samples drawn in all, refills included
+    evaluations: float  # of the network for all of these; 0 for a policy whose draws do not count them
 
 
 def scored(rollout: Rollout, scorer: Scorer, name: str, step: int) -> Scores:
@@ -76,7 +77,7 @@ def settled(
     rollout, scores = first
     dull = flat(scores.total, rollout.group, scores.valid)
     dull_at_first = len(rollout.group[dull].unique())
-    drawn = len(rollout)
+    drawn, evaluations = len(rollout), _evaluations(rollout)
     if flat_groups == "refill":
         place = {prompt.id: number for number, prompt in enumerate(source.prompts_at(step, seed))}
         for attempt in range(1, ATTEMPTS):
@@ -84,12 +85,16 @@ def settled(
                 break
             asked = {rollout.prompts[i].id for i in dull.nonzero().squeeze(1).tolist()}
             again = source.draw(policy, step, seed, attempt, scorer, sorted(place[name] for name in asked))
-            drawn += len(again)
+            drawn, evaluations = drawn + len(again), evaluations + _evaluations(again)
             fresh = scored(again, scorer, "reward", step)
             rollout, scores = _replaced((rollout, scores), dull, (again, fresh))
             dull = flat(scores.total, rollout.group, scores.valid)
     keep = scores.valid if flat_groups == "keep" else scores.valid & ~dull
-    return Scored(rollout, scores, keep, dull_at_first, drawn)
+    return Scored(rollout, scores, keep, dull_at_first, drawn, evaluations)
+
+
+def _evaluations(rollout: Rollout) -> float:
+    return 0.0 if rollout.evaluations is None else float(rollout.evaluations.sum())
 
 
 def _replaced(old: tuple[Rollout, Scores], dull: Tensor, new: tuple[Rollout, Scores]) -> tuple[Rollout, Scores]:

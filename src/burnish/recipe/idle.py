@@ -144,7 +144,7 @@ def _tried(recipe: Recipe, plan: Plan, scale: float) -> Tensor | None:
 
 
 def _clock(recipe: Recipe) -> Iterator[str]:
-    """Settings that come due after the last step."""
+    """Settings that come due after the last step, or that wait for what happens at once."""
     optim, updates = recipe.optim, recipe.steps * recipe.optim.epochs * recipe.optim.minibatches
     if optim.warmup >= updates:
         yield f"optim.warmup: the learning rate never arrives: {optim.warmup} updates of warm-up, {updates} in the run"
@@ -153,5 +153,11 @@ def _clock(recipe: Recipe) -> Iterator[str]:
     elif recipe.evaluate_every >= recipe.steps:
         yield f"evaluate_every: {recipe.evaluate_every} does not come before the last of {recipe.steps} steps"
     b = len(recipe.source.prompts_at(1, recipe.seed)) * recipe.source.plan_at(1).group
+    rows = getattr(recipe.source, "rows", 0)
+    if recipe.overlap and (rows == 0 or rows >= b):
+        yield (
+            f"overlap: no reward can be at work while more is drawn: all {b} samples of a step are drawn at once "
+            f"(source.on_policy.rows: {rows}); only the texts of the next step are read ahead"
+        )
     if optim.micro > b // optim.minibatches:
         yield f"optim.micro: {optim.micro} is more than the {b // optim.minibatches} samples of a minibatch"

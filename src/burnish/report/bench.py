@@ -20,6 +20,7 @@ NAMES = {
     "weigh": "advantage",
     "update": "update",
     "step": "step",
+    "operations": "operations",
     "memory": "memory",
 }
 
@@ -138,7 +139,11 @@ def _power(power: int) -> str:
 
 
 def _growth(told: Mapping[str, Any]) -> str:
-    powers = ", ".join(f"{number(power)} ({esc(NAMES[name])})" for name, power in told["growth"].items())
+    ends = told["growth_at_the_end"]
+    powers = ", ".join(
+        f"{number(power)} ({esc(NAMES[name])}; {number(ends[name])} from the second largest to the largest)"
+        for name, power in told["growth"].items()
+    )
 
     def of(size: float) -> str:
         return "" if told["unit"] == told["vary"] else f": {size:,.0f} {esc(told['unit'])}"
@@ -154,7 +159,7 @@ def _growth(told: Mapping[str, Any]) -> str:
     clock = "Seconds of all cores" if told["clock"] == "cpu_seconds" else "Seconds"
     heads = _heads((esc(told["vary"]), "seconds drawing", "updating", "a step", "GB"))
     return (
-        f"<h2>Growth</h2><p>{clock} and bytes grow as {esc(told['unit'])} to the power of {powers}; "
+        f"<h2>Growth</h2><p>{clock}, operations and bytes grow as {esc(told['unit'])} to the power of {powers}; "
         "1 is in proportion.</p>"
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
     )

@@ -13,7 +13,7 @@ ROWS = {
     "decode": "decoding",
     "scoring": "rewards at work",
     "read": "texts of the next step",
-    "score": "scores, and what follows",
+    "score": "scores",
     "recompute": "reference and anchor",
     "weigh": "advantage",
     "update": "update, with waiting",

@@ -36,6 +36,9 @@ class OnPolicy(Source):
         if self.search and not isinstance(self.plan.at(0), LatentPlan):
             raise ValueError("search: looks for starting noise, and a plan of tokens has none")
 
+    def asks(self) -> Sequence[Prompt]:
+        return read_prompts(self.prompts)
+
     def prompts_at(self, step: int, seed: int) -> Sequence[Prompt]:
         prompts = read_prompts(self.prompts)
         if self.per_step > len(prompts):
