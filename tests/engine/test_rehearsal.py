@@ -14,7 +14,10 @@ import torch
 import toy_denoiser
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from toys import Brightness
 
+from burnish.advantages.group_norm import GroupNorm
+from burnish.advantages.kl_in_reward import KlInReward
 from burnish.cli.check import check
 from burnish.core import Advantage, Denoiser, Needs, Objective, Scorer
 from burnish.engine import rehearsal
@@ -82,6 +85,21 @@ def test_it_asks_the_network_as_often_as_a_step(name: str):
     assert any(kind.gradient for kind in found.passes)
     if name == "gardo":
         assert {(3, True), (3, False)} < {(kind.rows, kind.gradient) for kind in found.passes}, "a sample is held"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"advantage": KlInReward(GroupNorm())}, {"flat_groups": "refill", "reward": Brightness("flat")}],
+)
+def test_metrics_have_all_evaluations_of_a_step(changes: dict):
+    """Those for a reference that the advantage reads, and those for groups that are drawn again, too."""
+    whole = several.flow(**changes)
+    place = Local().build(whole)
+    with recorded() as laps:
+        metrics = Run(whole, Path(), Nowhere(), Interruption()).learn(place, 1, laps)[2]
+    assert metrics["draw/evaluations"] + metrics.get("update/evaluations", 0.0) == place.policy.evaluations
+    once = several.flow().source.plan_at(1)
+    assert place.policy.evaluations > 12 * (once.steps + len(once.learned))  # what a plain step of these samples takes
 
 
 def test_the_passes_of_a_step_by_hand():

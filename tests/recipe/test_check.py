@@ -227,6 +227,7 @@ ONE_UPDATE = {"optim": {"minibatches": 1}}
         ({"optim": {"warmup": 40}}, "optim.warmup: the learning rate never arrives: 40 updates of"),
         ({"evaluate_every": 5}, "evaluate_every: cannot act: there are no suites to run"),
         ({"optim": {"micro": 7}}, "optim.micro: 7 is more than the 6 samples of a minibatch"),
+        ({"overlap": True}, "overlap: no reward can be at work while more is drawn: all 12 samples of a step are"),
         ({"reward": ALONE}, "reward.weighted: weights: {a: 5.0} cannot act: advantage group_norm"),
     ],
 )  # fmt: skip
@@ -247,6 +248,7 @@ def test_settings_that_cannot_act(plain, changes, start):
         {"reward": {"weighted": {"parts": {"a": "jpeg", "b": "jpeg"}, "weights": {"a": 5.0, "b": 1.0}}}},
         {"advantage": {"global_norm": {"baseline": "batch"}}, "source": plan(group=1), "optim": {"minibatches": 3}},
         {"advantage": {"kl_in_reward": {"inner": "leave_one_out"}}},
+        {"overlap": True, "source": {"on_policy": {"rows": 4}}},
     ],
 )
 def test_settings_that_act_are_left_alone(plain, changes):
