@@ -36,6 +36,7 @@ from burnish.formulas.statistics import Interval, mean_interval
 RUNS, KEPT, TABLE = Path("runs/scoreboard"), Path("docs/evidence/scoreboard.json"), Path("docs/ideas/scoreboard.md")
 SUITE = "heldout"
 TIMES = {"scenes/identity_grpo": 1.55}  # the budget of the others: more numbers of a video answer for a reward
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # half-width of 95 %, in standard errors, by runs
 NEAR, TRIES = 0.1, 3  # share of the budget that a run may miss it by, and how often it is made for that
 LOCK = threading.Lock()
 
@@ -234,7 +235,31 @@ def table(kept: dict[str, Any]) -> str:
     for place, (_, _, cells) in enumerate(sorted(rows, key=lambda row: -row[0]), 1):
         cells[4] += f" ({sooner[cells[0]]})"
         text.append(f"| {place} | {' | '.join(cells)} |")
-    return "\n".join(text) + "\n"
+    return "\n".join([*text, "", f"{_over_seeds(by_method)} {_origin(kept)}"]) + "\n"
+
+
+def _over_seeds(by_method: dict[str, list[dict[str, Any]]]) -> str:
+    """Whose gain in the trained reward is above 0 as a mean of runs, of which there are few, and not of prompts."""
+    gains = [[statistics.fmean(one["reward"]) for one in found] for found in by_method.values()]
+    rises = sum(min(runs) > 0 for runs in gains)
+    errors = [(runs, statistics.stdev(runs) / math.sqrt(len(runs))) for runs in gains if len(runs) in STUDENT]
+    sure = sum(statistics.fmean(runs) > STUDENT[len(runs)] * error for runs, error in errors)
+    return (
+        f"The trained reward rises in all runs of {rises} of {len(gains)} recipes. Intervals above are over prompts, "
+        f"for the runs that were made; over runs (Student's t) those of {sure} of {len(gains)} are above 0."
+    )
+
+
+def _origin(kept: dict[str, Any]) -> str:
+    """How many runs say that they were made by the recipes of today."""
+    names = sorted({key.rpartition("/")[0] for key in kept})
+    now = {name: digest(name) for name in names}
+    same = sum(facts.get("recipe") == now[key.rpartition("/")[0]] for key, facts in kept.items())
+    unknown = sum("recipe" not in facts for facts in kept.values())
+    return (
+        f"Of {len(kept)} runs {same} have the digest of today's recipe, {unknown} have none, and "
+        f"{len(kept) - same - unknown} that of an earlier form of it; their commits are in the evidence."
+    )
 
 
 INTRODUCTION = """Made by `python benchmarks/scoreboard.py run --seeds 0 1 2` and `table`. Verified success of 300

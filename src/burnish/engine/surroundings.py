@@ -39,7 +39,8 @@ def command() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the source this runs from, with a + if files differ from it; None outside of a checkout."""
+    """The commit of the source this runs from; None outside of a checkout. A + says that files differ from it, a ? that
+    git could not tell."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str | None:
@@ -54,7 +55,8 @@ def commit() -> str | None:
     if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None  # an installed copy inside somebody else's repository
     head = git("rev-parse", "HEAD")
-    return f"{head}+" if head and git("status", "--porcelain", "--untracked-files=no") else head
+    differ = git("status", "--porcelain", "--untracked-files=no")
+    return head and head + ("?" if differ is None else "+" if differ else "")
 
 
 def _version(package: str) -> str | None:
