@@ -9,14 +9,17 @@ import pytest
 import torch
 from laws import laws
 from objectives.test_steps import batch, lost, mean_of, slope
+from toy_denoiser import ToyFlow, asked
 
-from burnish.core import Denoiser
+from burnish.core import Denoiser, LatentPlan
 from burnish.formulas.matching import Noised, noised
+from burnish.formulas.noise import Noise
 from burnish.objectives.awm import AWM
 from burnish.objectives.dgpo import DGPO
 from burnish.objectives.diffusion_nft import DiffusionNFT
 from burnish.objectives.raft import RAFT
 from burnish.objectives.reward_weighted import RewardWeighted
+from burnish.transitions.ddim import DDIM
 from burnish.types import Scores, take
 
 CENTRED = torch.tensor([1.0, -2.0, 0.5, 0.5] * 3, dtype=torch.float64)
@@ -115,6 +118,77 @@ def test_good_and_bad_pull_against_one_another(weighting):
     policy, of, _ = setting(objective, 0.0)
     other = slope(lost(objective, replace(of, advantage=-of.advantage), policy), policy)
     torch.testing.assert_close(slope(lost(objective, of, policy), policy), -other)
+
+
+# One sample of each of six prompts, each with an offset of its own and one place: any velocities are within reach.
+ADVANTAGES = torch.tensor([-7.0, -5.0, -2.0, 1.0, 4.0, 5.0], dtype=torch.float64)
+SHARE = (ADVANTAGES / 5).clamp(-1, 1)[:, None]  # 2 r - 1
+
+
+def free(objective: DiffusionNFT, moved: float = 0.0):
+    """(policy, its batch, v_old of each sample, v* - v_old)."""
+    spec = ToyFlow(shape=(2, 1, 1), prompts=6)
+    plan = LatentPlan(group=1, steps=4, stochastic=(1,), transition=DDIM())
+    rollout = laws.exactly(spec.load(torch.device("cpu")).sample(asked(1, 6), plan, Noise(3, 0, tuple(range(6)))))
+    policy = spec.load(torch.device("cpu"))
+    for _, weight in policy.parameters():
+        weight.data = weight.data.double()
+    policy.keep(dict(objective.needs().copies))
+    for _, weight in policy.parameters():
+        weight.data += moved * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).double()
+    of = batch(rollout, ADVANTAGES)
+    some = noised(of, objective.draws, objective.times, policy.times(4))
+    old = velocity(policy, some, "old")
+    return policy, of, old.flatten(1), (some.target - old).flatten(1)
+
+
+def now(policy: Denoiser, of) -> torch.Tensor:
+    """Velocities of the samples at the points that they are noised to."""
+    return velocity(policy, noised(of, 1, "steps", policy.times(4))).detach().flatten(1)
+
+
+@pytest.mark.parametrize("scale", ["released", "paper"])
+@pytest.mark.parametrize("beta", [0.1, 0.7, 1.0])
+def test_the_velocity_that_nft_as_the_paper_writes_it_leads_to(beta, scale):
+    """v_old + (2 r - 1) / beta (v* - v_old), of every sample alone, whatever the loss is multiplied by."""
+    policy, of, old, gap = free(objective := DiffusionNFT(beta=beta, weighting="none", kl=0.0, scale=scale), 0.3)
+    weights = [weight for _, weight in policy.parameters()]
+    search = torch.optim.LBFGS(
+        weights, max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def value() -> torch.Tensor:
+        search.zero_grad()
+        loss = lost(objective, of, policy)
+        (loss.total / loss.count).backward()
+        return loss.total / loss.count
+
+    assert (now(policy, of) - old).abs().max() > 0.1
+    search.step(value)
+    torch.testing.assert_close(now(policy, of), old + SHARE / beta * gap, atol=1e-5, rtol=0)
+    assert gap.abs().min() > 1e-2
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_the_velocity_that_nft_as_released_leads_to(beta):
+    """Not that one: v_old + (v* - v_old) / beta if r > 1/2, v_old - (v* - v_old) / beta if r < 1/2.
+
+    Divided by the distances, the pulls of v+ and v- are as long wherever v is between these two, and the stronger wins:
+    at v_old + k / beta (v* - v_old), -1 < k < 1, the gradient is 2 max_advantage t (1 - 2 r) (v* - v_old) / (2 mean
+    |v* - v_old|), over two dimensions; and beyond, where both pull back, the same with 1 for |1 - 2 r|.
+    """
+    objective = DiffusionNFT(beta=beta, kl=0.0)
+    policy, of, _, gap = free(objective)
+    t = noised(of, 1, "steps", policy.times(4)).t.double()[:, None]
+    offset = dict(policy.parameters())["prompt"]
+    began = offset.data.clone()
+    for k in (-1.5, -0.9, 0.0, float(SHARE[2]), 0.9, 1.5):
+        offset.data = began + k / beta * gap
+        pull = -SHARE if abs(k) < 1 else math.copysign(1.0, k)
+        loss = lost(objective, of, policy)
+        (found,) = torch.autograd.grad(loss.total / loss.count, [offset])
+        expected = 2 * 5 * t * pull * gap / gap.abs().mean(1, keepdim=True) / gap.shape[1]
+        torch.testing.assert_close(found, expected / len(gap), atol=1e-6, rtol=1e-4)
 
 
 def test_nft_is_leashed_by_velocities():

@@ -9,6 +9,7 @@ from tiny_diffusers import noise, prompts, sana
 from burnish.core import LatentPlan
 from burnish.models.lora import Lora
 from burnish.policies.sana import Sana
+from burnish.transitions.flow_sde import FlowSDE
 
 CPU = torch.device("cpu")
 
@@ -87,6 +88,18 @@ def test_times_are_the_schedulers(tmp_path):
     assert sana(tmp_path / "euler", euler()).load(CPU).network.clock.timestep(t).tolist() == pytest.approx(
         [999.6, 750.7]
     )
+
+
+@pytest.mark.parametrize("scheduler", [None, euler()], ids=["dpm", "euler"])
+def test_noise_leaves_states_as_wide_as_they_were(tmp_path, scheduler):
+    """DPM-Solver begins at 0.99967. At that time Flow-GRPO's noise would be 38, and what it draws 13 times as wide."""
+    policy = sana(tmp_path, scheduler).load(CPU)
+    plan = LatentPlan(2, 1.0, steps=20, stochastic=(0, 1, 2), transition=FlowSDE(0.7))
+    steps = policy.sample(prompts(), plan, noise(6)).decisions[0]
+    one = torch.ones(1, 1)
+    _, expected = FlowSDE(0.7).move(one, one, one[0], policy.times(20)[1:2])
+    torch.testing.assert_close(steps.std[:, 0], expected.expand(6), atol=0, rtol=0.01)
+    torch.testing.assert_close(steps.after.flatten(2).std(2).mean(0), torch.ones(3), atol=0.15, rtol=0)
 
 
 @pytest.mark.parametrize(("scheduler", "third"), [(None, 0.4995), (euler(), 0.3347)], ids=["dpm", "euler"])

@@ -46,6 +46,15 @@ def test_a_step_by_hand():
     assert PAPER.stir(t, s).item() == pytest.approx(math.sqrt(0.2))
 
 
+def test_a_schedule_that_begins_a_little_below_one_begins_as_one_that_begins_there():
+    """DPM-Solver's first time of twenty, shifted by 3, where noise as small as 0.0003 of a state was divided by."""
+    action = ScoreAction(DDIM(eta=0.3), variance=0.2)
+    x, v, s = exact([1.0]), exact([0.5]), exact(0.983)
+    (mean, std), (expected, width) = (action.move(x, v, exact(t), s) for t in (0.99967, 1.0))
+    torch.testing.assert_close(mean, expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(std, width, rtol=0.05, atol=0)
+
+
 @pytest.mark.parametrize("t, s", TIMES)
 def test_it_is_the_equation_of_the_paper(t, s):
     """dX = (-f + g^2 a) dt + g dB, f = -x / (1 - t); ratios are those of the actions, cost g^2 |a - a'|^2 dt / 2."""

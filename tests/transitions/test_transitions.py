@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from burnish.formulas import gaussian
+from burnish.models.flow_times import DPM, EULER, UNIPC, FlowTimes
+from burnish.models.variance_preserving import Timesteps
 from burnish.transitions.consistency import Consistency
 from burnish.transitions.cps import CPS
 from burnish.transitions.ddim import DDIM
@@ -161,25 +164,56 @@ def test_dpmpp_of_first_order_is_ddim_with_all_noise(t, s):
     close(found[1], expected[1])
 
 
+def widths(transition, times: torch.Tensor, width: float) -> list[float]:
+    """Deviation of the state after every step over that of the flow; data are N(0, width^2), the last step is the ODE.
+
+    Exact: every step is linear. times (steps + 1)
+    """
+    t, s = times[:-1], times[1:]
+    v = (t - (1 - t) * width**2) / ((1 - t) ** 2 * width**2 + t**2)  # of x = 1
+    factor, std = transition.move(torch.ones(len(t), 1, dtype=torch.float64), v[:, None], t, s)
+    factor[-1], std[-1] = 1 + (s[-1] - t[-1]) * v[-1], 0
+    flow = (s**2 + ((1 - s) * width) ** 2).tolist()
+    variance, found = float(times[0] ** 2 + ((1 - times[0]) * width) ** 2), []
+    for by, noise, expected in zip(factor.flatten().tolist(), std.tolist(), flow, strict=True):
+        variance = by**2 * variance + noise**2
+        found.append(math.sqrt(variance / expected))
+    return found
+
+
 def deviation(transition, steps: int, width: float = 0.5) -> float:
-    """Of pictures, where data are N(0, width^2) and all steps but the last are random. Exact: every step is linear."""
-    times, variance = torch.linspace(1, 0, steps + 1, dtype=torch.float64), 1.0
-    x = full(1.0, 1).view(1, 1)
-    for i in range(steps):
-        t, s = times[i : i + 1], times[i + 1 : i + 2]
-        v = x * (t - (1 - t) * width**2) / ((1 - t) ** 2 * width**2 + t**2)
-        factor, std = transition.move(x, v, t, s) if i < steps - 1 else (x + (s - t) * v, torch.zeros(1))
-        variance = factor.item() ** 2 * variance + std.item() ** 2
-    return math.sqrt(variance)
+    """Of pictures, where data are N(0, width^2)."""
+    return width * widths(transition, torch.linspace(1, 0, steps + 1, dtype=torch.float64), width)[-1]
 
 
-@pytest.mark.parametrize(
-    "transition", [DDIM(), DDIM(eta=0.5), DDIM(eta=0.0), FlowSDE(a=0.3, schedule="constant")], ids=str
-)
+FIRST_ORDER = [
+    DDIM(),
+    DDIM(eta=0.5),
+    DDIM(eta=0.0),
+    FlowSDE(a=0.3, schedule="constant"),
+    FlowSDE(a=0.9, schedule="linear"),
+    FlowSDE(a=0.9, schedule="linear", floor=0.2),
+    FlowSDE(a=2.0),
+]
+
+
+@pytest.mark.parametrize("transition", FIRST_ORDER, ids=str)
 def test_pictures_become_as_wide_as_the_data_with_more_steps(transition):
     """Error of first order in the step."""
     errors = [abs(deviation(transition, steps) - 0.5) for steps in (50, 100, 200)]
     assert 1.7 < errors[0] / errors[1] < 2.3 and 1.7 < errors[1] / errors[2] < 2.3, errors
+
+
+@pytest.mark.parametrize("a", [0.5, 0.7])
+def test_pictures_of_the_root_schedule_become_as_wide_as_the_data_too_but_slowly(a):
+    """Error b steps^-(a^2) + c / steps: near t = 1 steps are as long as what lies before them, however many there are.
+
+    Surplus that they bring in is forgotten as (1 - t)^(a^2). c is taken out with 4 times and 16 times the steps.
+    """
+    errors = [deviation(FlowSDE(a), 2000 * times, 1.0) - 1 for times in (1, 4, 16)]
+    assert 0 < errors[2] < errors[1] < errors[0] < 0.02, errors
+    order = math.log((4 * errors[1] - errors[0]) / (4 * errors[2] - errors[1]), 4)
+    assert order == pytest.approx(a**2, rel=0.05)
 
 
 def test_cps_draws_pictures_that_are_too_alike_however_many_steps_it_takes():
@@ -285,6 +319,89 @@ def test_the_sde_at_pure_noise_takes_the_denominator_of_the_steps_end():
     x, v = state()
     _, std = FlowSDE(a=0.7).move(x, v, full(1.0), full(0.9))
     close(std, 0.7 * math.sqrt(1 / (1 - 0.9)) * math.sqrt(0.1))
+
+
+# Times of the policies: the clock that each reads its pipeline's scheduler with, and how that is released.
+
+
+def flow(name: str, even: bool = False, **settings) -> FlowTimes:
+    scheduler = getattr(pytest.importorskip("diffusers"), name)(**settings)
+    return FlowTimes(scheduler, Path("scheduler"), None, tokens=4096, even=even)
+
+
+def dpm(shift: float) -> FlowTimes:
+    return flow(DPM, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+def unipc(shift: float) -> FlowTimes:
+    return flow(UNIPC, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+def sized(**settings) -> FlowTimes:
+    return flow(EULER, True, use_dynamic_shifting=True, base_shift=0.5, **settings)
+
+
+def trained(name: str, **settings) -> Timesteps:
+    beta = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = getattr(pytest.importorskip("diffusers"), name)(**beta, **settings)
+    return Timesteps(scheduler, Path("scheduler"), torch.device("cpu"))
+
+
+CLOCKS = {
+    "sana": lambda: dpm(3.0),
+    "sd3": lambda: flow(EULER, shift=3.0),
+    "flux": lambda: sized(max_shift=1.15),
+    "schnell": lambda: flow(EULER, True, shift=1.0),
+    "qwen_image": lambda: sized(max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02),
+    "wan": lambda: unipc(5.0),
+    "sd": lambda: trained("DDIMScheduler", steps_offset=1),
+    "sdxl": lambda: trained("EulerDiscreteScheduler", steps_offset=1, timestep_spacing="leading"),
+    "lcm": lambda: trained("LCMScheduler"),
+}
+
+
+@pytest.mark.parametrize(("steps", "within"), [(20, 0.09), (50, 0.06)])
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_states_of_flow_grpo_are_as_wide_as_the_flows_at_every_policys_times(clock, steps, within):
+    """But for the error of Euler steps, in the middle and of the last one."""
+    found = widths(FlowSDE(0.7), CLOCKS[clock]().times(steps), width=1.0)
+    assert found == pytest.approx([1.0] * steps, abs=within)
+
+
+def shifted(steps: int, shift: float, start: float = 1.0) -> torch.Tensor:
+    even = torch.linspace(start, 0, steps + 1, dtype=torch.float64)
+    return shift * even / (1 + (shift - 1) * even)
+
+
+@pytest.mark.parametrize("shift", [0.3, 1.0, 3.0, 17.0])
+@pytest.mark.parametrize("steps", [1, 2, 10, 50, 100, 190])
+def test_a_schedule_that_begins_a_little_below_one_begins_as_one_that_begins_there(steps, shift):
+    """At 0.999 shifted, as DPM-Solver's do: the noise is that of 1, of which a step to the same end would have more."""
+    t, s = shifted(steps, shift, 0.999)[:2].tolist()
+    x, v = state()
+    _, found = FlowSDE(0.7).move(x, v, full(t), full(s))
+    _, whole = FlowSDE(0.7).move(x, v, full(1.0), full(s))
+    close(found, 0.7 * math.sqrt(t / (1 - s) * (t - s)))
+    assert (found < whole).all() and (found > 0.9 * whole).all()
+
+
+@pytest.mark.parametrize("make", [
+    lambda steps, shift: shifted(steps, shift), lambda steps, shift: shifted(steps, shift, 0.999),
+    lambda steps, shift: flow(EULER, shift=shift).times(steps), lambda steps, shift: dpm(shift).times(steps),
+    lambda steps, shift: unipc(shift).times(steps),
+    lambda steps, shift: flow(EULER, shift=shift, use_karras_sigmas=True).times(steps),
+    lambda steps, shift: flow(EULER, shift=shift, use_beta_sigmas=True).times(steps),
+], ids=["even", "even from 0.999", "euler", "dpm", "unipc", "karras", "beta"])  # fmt: skip
+def test_elsewhere_the_noise_is_that_of_the_time(make):
+    """No later step is taken for the first one, and 1 itself is taken as released, to the last bit."""
+    for shift in (1.0, 3.0, 5.0, 12.0, 17.0):
+        for steps in (2, 3, 4, 10, 25, 50, 100):
+            times = make(steps, shift)
+            t, s = times[:-1], times[1:]
+            old = 0.7 * (t / (1 - torch.where(t < 1, t, s))).sqrt() * (t - s).sqrt()
+            _, std = FlowSDE(0.7).move(t[:, None], t[:, None], t, s)
+            known = torch.arange(steps) >= int(times[0] < 1)
+            assert torch.equal(std[known], old[known]), (shift, steps)
 
 
 @every

@@ -64,8 +64,8 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter
 
     With `resume` a run goes on from its newest checkpoint, as if it had never stopped (from the start if it has none).
     Ctrl-C and SIGTERM write a checkpoint after the step and raise Stopped, a SystemExit with code 130 or 143; an
-    evaluation that was due then is made when the run is resumed. torchrun kills 30 s after it was asked to stop: where a
-    step takes longer, --shutdown-timeout SECONDS gives it time.
+    evaluation that was due then is made when the run is resumed. torchrun kills 30 s after it was asked to stop:
+    where a step takes longer, --shutdown-timeout SECONDS gives it time.
     Raises ValueError for a folder that holds a run already, or another run, or in which one is at work; for weights,
     rewards and losses that are not what they should be; and for a full disk. The last checkpoint stays whole.
 

@@ -23,7 +23,11 @@ class FlowSDE(Transition):
         linear    sigma_t = floor + (a - floor) t               Identity-GRPO
 
     The equation keeps the flow's marginals, its Euler steps add noise of order (t - s)^2: see cps for a remedy.
-    `sqrt` is infinite at t = 1; there the denominator is that of the step's end, as released.
+    `sqrt` is infinite at t = 1; there the denominator is that of the step's end, as Flow-GRPO released it
+    (sd3_sde_with_logprob.py: sigma_max, its second time, where sigma == 1). Schedules that begin a little below 1, as
+    DPM-Solver's at 0.9997 where sigma_t would be 38, are at 1 for this rule: see `gaussian.off_noise`. Steps near
+    t = 1 add as much noise however many they are, a^4 / 4 of the variance in the first; in pictures it falls as
+    steps^(-a^2).
     """
 
     a: float = 0.7  # level of the noise
@@ -53,7 +57,7 @@ class FlowSDE(Transition):
             return torch.full_like(t, self.a)
         if self.schedule == "linear":
             return self.floor + (self.a - self.floor) * t
-        return self.a * (t / (1 - torch.where(t < 1, t, s))).sqrt()
+        return self.a * (t / (1 - gaussian.off_noise(t, s))).sqrt()
 
     def logp(
         self, after: Float[Tensor, "n *d"], mean: Float[Tensor, "n *d"], std: Float[Tensor, " n"]

@@ -47,7 +47,7 @@ class ScoreAction(Transition):
         mean, _ = self.inner.move(x, velocity, t, s)
         reach = steps.gain(self.inner.move, torch.stack([t, s], -1)).to(t)
         # noise = x + (1 - t) v
-        return mean, (math.sqrt(self.variance) * reach / (1 - torch.where(t < 1, t, s))).to(x.dtype)
+        return mean, (math.sqrt(self.variance) * reach / (1 - gaussian.off_noise(t, s))).to(x.dtype)
 
     def logp(
         self, after: Float[Tensor, "n *d"], mean: Float[Tensor, "n *d"], std: Float[Tensor, " n"]
