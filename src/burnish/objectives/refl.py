@@ -1,10 +1,12 @@
-"""The gradient of the reward, through one step that cleans a noised sample: ReFL, DRaFT-LV. Any sampler."""
+"""The gradient of the reward, through one step that cleans a noisy state: ReFL, DRaFT-LV. Any sampler."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from burnish.core import Denoiser, LatentPlan, Needs, Objective, Scorer
 from burnish.formulas import gaussian
@@ -15,27 +17,41 @@ from burnish.types import Batch, Loss
 
 @dataclass(frozen=True)
 class ReFL(Objective[Denoiser]):
-    """max(0, enough - reward) or -reward of the picture that x - t v promises, t one of the sampler's last times.
+    """max(0, enough - reward) or -reward of the picture that x - t v promises, x a state at one of the last times t.
 
-        ReFL        last 10 of 40 steps, enough 2, loss x 0.001   ImageReward, arXiv:2304.05977, algorithm 1
+        ReFL        last 0, draws 1, enough 2, weight 0.001;      ImageReward, arXiv:2304.05977, algorithm 1
+                    plan truncated, a step of 30 to 39 of 40
         DRaFT-LV    last 1, draws 2, no bound                     Clark et al. 2023, arXiv:2309.17400
 
-    x is the finished sample, noised to t, as in DRaFT-LV; ReFL stops its draw there instead, which has the same law
-    where the sampler keeps the flow's. Averaging several draws, the gradient varies less at equal cost. There is no
-    advantage in it. ReFL adds a pretraining loss on data: objectives/pretraining.py.
+    What x is:
+
+        last 0    where the draw stands when the plan's step begins (`plan.waypoint`), one step for all samples
+        last K    the finished sample, noised again to where one of the last K steps begins: of the same law if the
+                  sampler keeps the flow's. Averaging several draws, the gradient varies less at equal cost
+
+    Nothing before x is differentiated, and there is no advantage in it. ReFL's released code (ImageReward/ReFL.py)
+    draws without guidance, tells the network the number of the step instead of its time, and cleans with the time of
+    the step before; here all are as the plan has them. ReFL adds a pretraining loss on data: objectives/pretraining.py.
 
     Metrics:
         reward        mean reward of the pictures that are differentiated
     """
 
-    last: int = 1  # steps of the sampler, from its end, at whose beginnings samples are cleaned
-    draws: int = 2  # pictures made from each sample in an update
+    last: int = 1  # steps of the sampler, from its end, at whose beginnings samples are cleaned; 0: the plan's waypoint
+    draws: int = 2  # pictures made from each sample in an update; 1 with last 0
     enough: float | None = None  # reward above which there is nothing to gain (ReFL 2); None: no bound
     weight: float = 1.0  # multiplies the loss (ReFL 0.001)
 
     def __post_init__(self) -> None:
-        if self.last < 1:
-            raise ValueError(f"objective.refl.last: must be 1 or more, not {self.last}")
+        if self.last < 0:
+            raise ValueError(
+                f"objective.refl.last: must be 1 or more, or 0 for the state at the plan's waypoint, not {self.last}"
+            )
+        if self.last == 0 and self.draws != 1:
+            raise ValueError(
+                f"objective.refl.draws: with last 0 a sample has one state, which the plan kept: must be 1, "
+                f"not {self.draws}"
+            )
 
     def needs(self) -> Needs:
         return Needs(reward_gradient=True)
@@ -43,11 +59,27 @@ class ReFL(Objective[Denoiser]):
     def loss(self, batch: Batch, policy: Denoiser, reward: Scorer) -> Loss:
         plan = batch.rollout.plan
         assert isinstance(plan, LatentPlan)
-        some = noised(batch, self.draws, "steps", policy.times(plan.steps)[-1 - self.last :])
-        v = policy.velocity(some.x, some.t, some.prompts, plan.guidance)
-        latents = gaussian.clean(some.x, v, some.t)
-        scores = reward(policy.decode(latents).clamp(0, 1), some.prompts)
-        total = some.per_sample(torch.where(scores.valid, scores.total, 0.0))
+        x, t = self._states(batch, plan.times(policy.times))
+        prompts = tuple(prompt for prompt in batch.rollout.prompts for _ in range(self.draws))
+        latents = gaussian.clean(x, policy.velocity(x, t, prompts, plan.guidance), t)
+        scores = reward(policy.decode(latents).clamp(0, 1), prompts)
+        total = torch.where(scores.valid, scores.total, 0.0).view(-1, self.draws)
         values = -total if self.enough is None else (self.enough - total).clamp(min=0)
-        weight = some.per_sample(scores.valid).to(values)
+        weight = scores.valid.view(-1, self.draws).to(values)
         return Loss(*token(self.weight * values, weight, batch.keep), {"reward": token_mean(total, weight, batch.keep)})
+
+    def _states(self, batch: Batch, times: Float[Tensor, " s"]) -> tuple[Float[Tensor, "bn *d"], Float[Tensor, " bn"]]:
+        """What is cleaned, `draws` states of a sample lying together, and when. `times`: of the sampler's steps."""
+        rollout, plan = batch.rollout, batch.rollout.plan
+        assert isinstance(plan, LatentPlan)
+        if self.last > 0:
+            some = noised(batch, self.draws, "steps", times[-1 - self.last :])
+            return some.x, some.t
+        if plan.waypoint is None:
+            raise ValueError(
+                "objective.refl.last: 0 cleans the state at the plan's waypoint, and this plan has none; plan "
+                "truncated has one"
+            )
+        assert rollout.waypoint is not None
+        x = rollout.waypoint
+        return x, torch.full((len(x),), float(times[plan.waypoint]), device=x.device)
