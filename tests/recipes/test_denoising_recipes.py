@@ -54,6 +54,7 @@ INSTEAD = {
     "diffppo": {"advantage.critic.text_encoder": ""},
     "continuous_time_rl": {"advantage.reward_shaped_value.text_encoder": ""},
     "tdpo_r": {"advantage.temporal_critic.features": ""},
+    "refl": {"source.on_policy.plan.truncated.low": 9, "source.on_policy.plan.truncated.high": 11},
     "diversity_reward": {"advantage.diversity_credit.features": "", "advantage.diversity_credit.reference": ""},
 }
 
