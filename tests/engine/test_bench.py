@@ -19,6 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toy_run import recipe
 
+from burnish.advantages.group_norm import GroupNorm
+from burnish.advantages.kl_in_reward import KlInReward
 from burnish.cli.bench import _or_states, _sizes, said
 from burnish.cli.main import main
 from burnish.core import Footprint, LatentPlan, Planner
@@ -184,6 +186,14 @@ def test_evaluations_and_operations_grow_with_the_group(tmp_path: Path):
         operations = [one.stages[stage].operations for one in (small, large)]
         assert growth(sizes, operations) == pytest.approx(1, abs=0.05), stage
     assert small.stages["decode"].operations < small.stages["draw"].operations < small.stages["step"].operations
+
+
+def test_what_samples_are_compared_with_is_part_of_the_update():
+    """The pass that an advantage's reference takes: it is made before the advantage, and is no score."""
+    plain, compared = (bench(several.raster(advantage=one), steps=1) for one in (GroupNorm(), KlInReward(GroupNorm())))
+    assert plain and compared and plain.stages["score"].operations == compared.stages["score"].operations == 0
+    assert compared.stages["update"].operations > 1.2 * plain.stages["update"].operations  # 4 passes for 3
+    assert compared.stages["draw"].operations == plain.stages["draw"].operations
 
 
 @dataclass(frozen=True)

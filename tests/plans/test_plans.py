@@ -380,6 +380,29 @@ def test_leaves_double_with_every_fork_and_share_what_came_before(between):
     assert steps(rollout).step[0].tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("planner", "alone", "shared", "own"),
+    [
+        (Tree(SDE, group=8, steps=6, forks=(0, 1, 3)), AllSteps(SDE, group=8, steps=6), (26, 27 + 19), (40, 48 + 40)),
+        (SingleBranch(SDE, group=6), Window(SDE, group=6, steps=10, width=1, shared_start=False), (6, 56), (6, 66)),
+    ],
+    ids=["tree", "single branch"],
+)
+def test_shared_ways_take_fewer_evaluations_a_decision_than_samples_drawn_alone(planner, alone, shared, own):
+    """Decisions that the loss weighs, each counted once however many samples come of it, and evaluations to draw and to
+    score them, all by hand."""
+
+    def cost(plan: LatentPlan) -> tuple[float, int]:
+        policy, prompts = ToyFlow().load(torch.device("cpu")), asked(plan.group)
+        rollout = policy.sample(prompts, plan, Noise(0, 1, tuple(range(len(prompts)))))
+        policy.score(rollout)
+        return float(rollout.weight.sum()), policy.evaluations
+
+    for plan, (decisions, evaluations) in ((planner.at(1), shared), (alone.at(1), own)):
+        assert cost(plan) == (2 * decisions, 2 * evaluations)  # of two prompts
+    assert shared[1] / shared[0] < 0.9 * own[1] / own[0]
+
+
 def test_branchgrpo_as_released():
     plan = Tree(FlowSDE(a=0.3, schedule="constant")).at(1)
     assert plan.forks == ((0, 2), (3, 2), (6, 2), (9, 2)) and plan.group == 16 and plan.stochastic == tuple(range(19))
