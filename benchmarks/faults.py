@@ -128,7 +128,8 @@ def ended(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     newest = checkpoint.latest(folder)
     assert newest is not None, f"{folder} has no checkpoint"
     told = [{k: v for k, v in row.items() if not k.endswith(TIMINGS)} for row in rows]
-    return told, {**vars(checkpoint.read(newest)), "seconds": None}
+    # what is untold in a checkpoint are metrics, timings among them, that the last line tells
+    return told, {**vars(checkpoint.read(newest)), "seconds": None, "untold": None}
 
 
 def difference(a: Any, b: Any, where: str = "") -> str:
