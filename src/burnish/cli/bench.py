@@ -117,7 +117,7 @@ def _grown(sizes: list[float], unit: str, found: list[Bench]) -> dict[str, Any]:
     ends = {name: growth([sizes[i] for i in largest], [cost[i] for i in largest]) for name, cost in costs.items()}
     told = ", ".join(f"{power:.2f} ({name}; {ends[name]:.2f} at the end)" for name, power in powers.items())
     clocked = "CPU seconds" if clock == "cpu_seconds" else "seconds"
-    print(f"{clocked}, operations and bytes grow as {unit} to the power of {told}")
+    print(f"{', '.join([clocked, *(what for what in counted if what in costs)])} grow as {unit} to the power of {told}")
     return {"sizes": sizes, "unit": unit, "clock": clock, "growth": powers, "growth_at_the_end": ends}
 
 

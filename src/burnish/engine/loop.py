@@ -134,6 +134,7 @@ class Run:
                     f"this is not the run of {recipe.steps} steps that never stopped"
                 )
         self._still = torch.get_rng_state()
+        self._edition = _digest(self._prompts)
         self._began = time.monotonic() - (start.seconds if start else 0.0)
         with Writer(self._folder, recipe.keep_checkpoints) as self._checkpoints:
             if start is None:
@@ -319,7 +320,7 @@ class Run:
                 place.learner.state(),
                 self._still,
                 place.memories.state(),
-                _digest(self._prompts),
+                self._edition,
                 self._untold and dict(self._untold),
             )
             if place.ranks.leads:
