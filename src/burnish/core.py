@@ -388,6 +388,15 @@ class Denoiser(Policy):
     def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
         """Where steps begin and end, falling to 0. Float64."""
 
+    def finished(
+        self, x: Float[Tensor, "n *d"], velocity: Float[Tensor, "n *d"], t: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n *d"]:
+        """What is decoded, from states and velocities where the last step begins: x - t v, if no noise is left in it.
+
+        Methods of the forward process take it for clean, as their released codes do.
+        """
+        return x - t.to(x).view(-1, *[1] * (x.dim() - 1)) * velocity
+
 
 @dataclass(frozen=True)
 class Steps:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from laws import laws
 from objectives.test_steps import at, batch, slope
+from tiny_diffusers import noise, prompts, sd
 from toy_denoiser import ToyFlow, asked
 
 from burnish.core import LatentPlan, Scorer
@@ -17,6 +18,7 @@ from burnish.formulas.noise import Noise
 from burnish.models.denoiser import DenoisingPolicy, Network
 from burnish.objectives.refl import ReFL
 from burnish.objectives.reward_gradient import RewardGradient
+from burnish.transitions.ddim import DDIM
 from burnish.transitions.flow_sde import FlowSDE
 from burnish.types import Prompt, Scores
 
@@ -142,6 +144,17 @@ def test_the_last_step_needs_no_record_of_its_own():
     blind = replace(of, rollout=replace(of.rollout, plan=plan, waypoint=None))
     found = slope(RewardGradient(last=1).loss(blind, policy, Linear()), policy)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stochastic", [(), (0, 1, 2)])
+def test_what_a_sampler_leaves_of_the_noise_is_in_the_picture_and_its_gradient(tmp_path, stochastic):
+    """Stable Diffusion 1.5 as released: set_alpha_to_one false."""
+    policy, p = sd(tmp_path, {"set_alpha_to_one": False}).load(torch.device("cpu")), prompts()
+    plan = LatentPlan(2, steps=4, waypoint=1, stochastic=stochastic, transition=DDIM() if stochastic else None)
+    of = batch(policy.sample(p, plan, noise(len(p))))
+    again, _ = RewardGradient(last=0)._drawn_again(of, policy)
+    assert again.requires_grad
+    torch.testing.assert_close(again, of.rollout.final, atol=1e-5, rtol=1e-5)
 
 
 def test_what_it_cannot_begin_from_is_explained():

@@ -20,6 +20,8 @@ SCHEDULERS = {
     "trailing": {"timestep_spacing": "trailing"},
     "zero snr": ZERO_SNR,
     "linear": {"beta_schedule": "linear"},
+    "released": {"set_alpha_to_one": False},
+    "released v": {"set_alpha_to_one": False, "prediction_type": "v_prediction"},
 }
 
 
@@ -68,19 +70,19 @@ def test_spacing_that_does_not_divide(tmp_path):
     torch.testing.assert_close(rollout.final / latents.abs().max(), latents / latents.abs().max(), atol=2e-5, rtol=0)
 
 
-def test_where_the_scheduler_stops_before_zero_the_last_step_still_goes_there(tmp_path):
-    """1.5 as released decodes sqrt(abar_0) x_0 + sqrt(1 - abar_0) noise; ours decodes x_0."""
-    spec, p = sd(tmp_path, {"set_alpha_to_one": False}), prompts()
+def test_where_the_scheduler_stops_before_zero_what_is_decoded_has_noise_in_it(tmp_path):
+    """sqrt(abar_0) clean + sqrt(1 - abar_0) noise; times fall to 0 all the same."""
+    spec, p, plan = sd(tmp_path, {"set_alpha_to_one": False}), prompts(), LatentPlan(2, 3.0, steps=5, waypoint=4)
     policy = spec.load(CPU)
-    times = policy.times(5)
+    rollout, times = policy.sample(p, plan, noise(len(p))), policy.times(5)
     assert times[-1] == 0 and times[-2] > 0
-    plan = LatentPlan(2, 3.0, steps=5)
-    latents, _ = drawn_by_diffusers(spec.weights, p, 5, 3.0)
-    final = policy.sample(p, plan, noise(len(p))).final
-    gap = ((final - latents).norm() / latents.norm()).item()
-    assert 1e-3 < gap < 0.1
-    clean = sd(tmp_path / "one").load(CPU).sample(p, plan, noise(len(p))).final
-    assert torch.equal(final, clean)
+    one = sd(tmp_path / "one").load(CPU)
+    clean = one.sample(p, plan, noise(len(p))).final
+    with torch.no_grad():
+        other = rollout.waypoint + (1 - times[4]) * one.velocity(rollout.waypoint, times[4].expand(6).float(), p, 3.0)
+    expected = (1 - 0.00085) ** 0.5 * clean + 0.00085**0.5 * other
+    torch.testing.assert_close(rollout.final, expected.float(), atol=1e-4, rtol=1e-5)
+    assert (rollout.final - clean).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
@@ -133,7 +135,9 @@ def test_pndm_as_1_5_ships_it_gives_ddims_times(tmp_path):
     for name in ("clip_sample", "rescale_betas_zero_snr", "thresholding", "timestep_spacing", "prediction_type"):
         known.pop(name, None)
     config.write_text(json.dumps({**known, "skip_prk_steps": True, "set_alpha_to_one": False}))
-    assert torch.equal(spec.load(CPU).times(20), expected)
+    policy = spec.load(CPU)
+    assert torch.equal(policy.times(20), expected)
+    assert policy.network.clock.end == pytest.approx(1 - 0.00085)
 
 
 def test_adapters_are_on_every_attention(tmp_path):

@@ -60,6 +60,15 @@ def test_without_noise_it_draws_what_the_pipeline_draws(tmp_path, ddim, zeros, g
     torch.testing.assert_close(rollout.media, pictures, atol=1e-4, rtol=0)
 
 
+def test_euler_ends_without_noise_whatever_the_setting_of_others_says(tmp_path):
+    """Released with set_alpha_to_one false, which EulerDiscreteScheduler does not read."""
+    spec, p = sdxl(tmp_path), prompts()
+    config = tmp_path / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "set_alpha_to_one": False}))
+    latents, _ = drawn_by_diffusers(spec.weights, p, 5, 5.0)
+    same(spec.load(CPU).sample(p, LatentPlan(2, 5.0, steps=5), noise(len(p))).final, latents)
+
+
 def test_it_is_told_sizes(tmp_path):
     spec, p, plan = sdxl(tmp_path), prompts(), LatentPlan(2, 3.0, steps=4)
     plain = spec.load(CPU).sample(p, plan, noise(len(p))).final

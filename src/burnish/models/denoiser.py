@@ -51,6 +51,12 @@ class Network(ABC):
     def start(self, noise: Float[Tensor, "n *d"], steps: int) -> Float[Tensor, "n *d"]:
         """The state that a draw starts from, given standard normal noise."""
 
+    def finished(
+        self, x: Float[Tensor, "n *d"], velocity: Float[Tensor, "n *d"], t: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n *d"]:
+        """As Denoiser.finished."""
+        return gaussian.clean(x, velocity, t)
+
     @abstractmethod
     def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *f c h w"]:
         """Pictures in [0, 1], with their gradient."""
@@ -113,6 +119,8 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
             here = x[at]
             v = self._shared(x, leader[movers, i], t, rows, conditions, plan.guidance)
             after = _solved(here, v, t, s, course.curved[movers, i], (clean[at], since[movers]))
+            if (last := (s == 0).nonzero().squeeze(1).to(device)).numel():
+                after[last] = self.network.finished(here[last], v[last], t.expand(len(last)))
             random = course.drawn[movers, i].nonzero().squeeze(1)
             if len(random):
                 of = random.to(device)
@@ -238,6 +246,11 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
 
     def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
         return self.network.times(steps)
+
+    def finished(
+        self, x: Float[Tensor, "n *d"], velocity: Float[Tensor, "n *d"], t: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n *d"]:
+        return self.network.finished(x, velocity, t)
 
     # --- weights -----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from burnish.formulas.gaussian import clean
+
 EULER, DPM = "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"
 UNIPC = "UniPCMultistepScheduler"
 SHIFTS = {EULER: "shift", DPM: "flow_shift", UNIPC: "flow_shift"}  # what each calls the shift of its times
@@ -73,6 +75,11 @@ class FlowTimes:
         config = self.scheduler.config
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         return self._tokens * slope + (config.base_shift - slope * config.base_image_seq_len)
+
+    def finished(
+        self, x: Float[Tensor, "n *d"], velocity: Float[Tensor, "n *d"], t: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n *d"]:
+        return clean(x, velocity, t)
 
     def start(self, noise: Float[Tensor, "n *d"], steps: int) -> Float[Tensor, "n *d"]:
         return noise

@@ -88,6 +88,7 @@ class Clock(Protocol):
     def velocity(self, x: Tensor, t: Tensor, predicted: Callable[[Tensor, Tensor], Tensor]) -> Tensor: ...
     def times(self, steps: int) -> Tensor: ...
     def start(self, noise: Tensor, steps: int) -> Tensor: ...
+    def finished(self, x: Tensor, velocity: Tensor, t: Tensor) -> Tensor: ...
 
 
 S = TypeVar("S", bound=PipelineSettings)
@@ -230,6 +231,11 @@ class PipelineNetwork(Network, Generic[S]):
 
     def start(self, noise: Float[Tensor, "n *d"], steps: int) -> Float[Tensor, "n *d"]:
         return self.clock.start(noise, steps)
+
+    def finished(
+        self, x: Float[Tensor, "n *d"], velocity: Float[Tensor, "n *d"], t: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n *d"]:
+        return self.clock.finished(x, velocity, t)
 
     def decode(self, latents: Float[Tensor, "n *d"]) -> Float[Tensor, "n *p"]:
         return self.codec.decode(latents)

@@ -9,6 +9,7 @@ Both say x = (1 - t) x_0 + t noise, so an Euler step along the velocity is a ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from burnish.formulas import gaussian
 from burnish.formulas.gaussian import rows, variance_preserving
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+STOPPING = ("DDIMScheduler", "PNDMScheduler")  # those that obey set_alpha_to_one; the others end without noise
 DISTILLED = "LCMScheduler"  # of models whose prediction is not a mean over clean states but one of them
 
 
@@ -31,7 +34,9 @@ class Timesteps:
 
     def __init__(self, scheduler: Any, where: Path, device: torch.device) -> None:
         self.scheduler, self.table = _ddim(scheduler, where)  # DDIM's, and log t / (1 - t) of each timestep
-        self.distilled = scheduler if type(scheduler).__name__ == DISTILLED else None
+        kind = type(scheduler).__name__
+        self.distilled = scheduler if kind == DISTILLED else None
+        self.end = float(self.scheduler.final_alpha_cumprod) if kind in STOPPING else 1.0  # abar of what is decoded
         self._nearest = ((self.table[1:] + self.table[:-1]) / 2).to(device)
         self.changed: Mapping[str, Any] = {}  # the scheduler of the pipeline stays what it is
 
@@ -71,10 +76,8 @@ class Timesteps:
     def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
         """Those of the scheduler's timesteps, as DDIM spaces them, and then 0.
 
-        The last step goes to 0 whatever set_alpha_to_one says: 1.5 as released stops at abar_0 = 0.9991 instead and
-        decodes a latent with 3 % of its noise in it, for which a flow that ends at 0 has no place. Where the spacing is
-        uneven (linspace; trailing with steps that do not divide 1000) diffusers' own DDIM steps by an even spacing and
-        evaluates beside where it arrived; ours arrives where it evaluates next.
+        Where the spacing is uneven (linspace; trailing with steps that do not divide 1000) diffusers' own DDIM steps by
+        an even spacing and evaluates beside where it arrived; ours arrives where it evaluates next.
 
         Of a consistency model, those that LCMScheduler picks of the timesteps it was distilled on.
         """
@@ -97,6 +100,19 @@ class Timesteps:
 
     def _at(self, places: Int[Tensor, " k"]) -> Float[Tensor, " k+1"]:
         return torch.cat([torch.sigmoid(self.table[places]), torch.zeros(1, dtype=torch.float64)])
+
+    def finished(
+        self, x: Float[Tensor, "n *d"], velocity: Float[Tensor, "n *d"], t: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n *d"]:
+        """The clean state; of DDIM and PNDM without set_alpha_to_one, one of timestep 0, as a variance-preserving one.
+
+        So 1.5 is released: sqrt(abar_0) clean + sqrt(1 - abar_0) noise is decoded, with abar_0 = 0.9991. What DDPO's
+        code draws at random in that last step (a deviation of 0.02 at 50 steps) is not a decision here.
+        """
+        clean = gaussian.clean(x, velocity, t)
+        if self.end == 1:
+            return clean
+        return math.sqrt(self.end) * clean + math.sqrt(1 - self.end) * gaussian.noise(x, velocity, t)
 
     def start(self, noise: Float[Tensor, "n *d"], steps: int) -> Float[Tensor, "n *d"]:
         """Noise of the length that a state of the flow has at the first time, if it is all noise."""

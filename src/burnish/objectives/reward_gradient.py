@@ -86,6 +86,8 @@ class RewardGradient(Objective[Denoiser]):
                 drawn = (known.after[:, at[i]] - known.mean[:, at[i]]) / gaussian.rows(known.std[:, at[i]], x)
                 mean, std = plan.move(x, v, t, s, torch.full_like(t, i, dtype=torch.long))
                 x = mean + gaussian.rows(std, mean) * drawn
+            elif i == plan.steps - 1:
+                x = policy.finished(x, v, t)
             else:
                 x = x - gaussian.rows(t - s, x) * v
         return x, plan.steps - first
