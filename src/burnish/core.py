@@ -187,7 +187,7 @@ class Transition(ABC):
         """Log-probability of a state under that Gaussian, nats a dimension."""
 
 
-Solver = Literal["euler", "dpm2"]
+Solver = Literal["euler", "dpm2", "unipc"]
 # own: from the law that is scored. wide: `spread` times as wide as it is scored, as BranchGRPO's released code has it.
 # near: (z + spread z') / sqrt(1 + spread^2), z common to the siblings: each from the law, and alike if spread is small.
 Siblings = Literal["own", "wide", "near"]
@@ -209,7 +209,7 @@ class LatentPlan(Plan):
     trained_each: int | None = None  # of those, how many each sample has, of its own; None: all
     transition: Transition | None = None  # of the steps drawn at random
     transitions: tuple[Transition, ...] = ()  # one for each of `stochastic`, where they differ; (): `transition` of all
-    solver: Solver = "euler"  # of the others: first order, or DPM-Solver++ of second order over two steps
+    solver: Solver = "euler"  # of the others: first order, DPM-Solver++(2M), or UniPC (models/solvers.py)
     finish: Solver | None = None  # of those after the last step drawn at random; None: `solver`
     shared_start: bool = False  # samples of a group start from one noise
     forks: tuple[tuple[int, int], ...] = ()  # (step, children): before that step every branch of a group divides

@@ -40,7 +40,7 @@ SPARSE = replace(TREE, stochastic=(1, 2, 3), forks=((1, 2), (2, 2), (3, 2)))
 FLASH = replace(WINDOW, steps=9, stochastic=(1, 2), finish="dpm2", ways=((0, 1, 2, 3, 6, 8, 9),))
 STAR = LatentPlan(group=6, steps=6, branches=(0, 2, 4), transition=CPS(), solver="dpm2")
 GRIDS = LatentPlan(
-    group=8, steps=6, branches=(0, 2), transition=FlowSDE(), solver="dpm2",
+    group=8, steps=6, branches=(0, 2), transition=FlowSDE(), solver="unipc",
     ways=((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 4, 6), (0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 4, 6)),
 )  # fmt: skip
 LANES = replace(ALONE, candidates=2, trained=(1, 3, 4), solver="dpm2")
@@ -433,12 +433,23 @@ def error(solver: str, steps: int) -> float:
     return float((final - (1.0 + 0.5 * noise.normal((1, 1, 1), "start"))).abs().max())
 
 
-def test_euler_is_of_first_order_and_dpm2_of_second():
-    """Four times the steps: 4 and (nearly) 16 times nearer."""
-    euler, dpm2 = ([error(solver, n) for n in (16, 64, 256)] for solver in ("euler", "dpm2"))
+def test_orders_of_solvers():
+    """Four times the steps: 4 and (nearly) 16 times nearer; corrected it is nearer still."""
+    euler, dpm2, unipc = ([error(solver, n) for n in (16, 64, 256)] for solver in ("euler", "dpm2", "unipc"))
     assert 3.5 < euler[0] / euler[1] < 4.5 and 3.5 < euler[1] / euler[2] < 4.5, euler
     assert 9 < dpm2[1] / dpm2[2] < 20, dpm2
     assert dpm2[0] < euler[0] / 5
+    assert unipc[0] / unipc[1] > 9 and unipc[1] / unipc[2] > 9 and unipc[2] < dpm2[2] / 3, unipc
+
+
+def test_what_was_drawn_at_random_is_not_corrected():
+    """One step is left after the last random one: with nothing to correct, it is every solver's."""
+    _, plain = drawn(ALONE)
+    for solver in ("dpm2", "unipc"):
+        assert torch.equal(drawn(replace(ALONE, solver=solver))[1].final, plain.final)
+    _, first = drawn(replace(ALONE, stochastic=(0,), solver="unipc"))
+    _, second = drawn(replace(ALONE, stochastic=(0,), solver="dpm2"))
+    assert not torch.equal(first.final, second.final)
 
 
 @pytest.mark.parametrize("transition", [DDIM(), CPS(), FlowSDE(), Consistency()], ids=str)

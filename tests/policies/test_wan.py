@@ -24,25 +24,12 @@ def unipc(**settings):
     return UniPCMultistepScheduler(**{**flow, **settings})
 
 
-def drawn_by_diffusers(
-    folder: str, p, steps: int, guidance: float, shape=SHAPE, negative: str = "", exact: bool = False
-):
-    """Latents and videos of the pipeline, from the noise that ours starts with.
-
-    exact  its scheduler does not cut times down to whole thousandths before the network is told
-    """
+def drawn_by_diffusers(folder: str, p, steps: int, guidance: float, shape=SHAPE, negative: str = ""):
+    """Latents and videos of the pipeline, from the noise that ours starts with."""
     from diffusers import WanPipeline
 
     pipeline = WanPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    if exact:
-        spaced = pipeline.scheduler.set_timesteps
-
-        def set_timesteps(*asked, **more):
-            spaced(*asked, **more)
-            pipeline.scheduler.timesteps = pipeline.scheduler.sigmas[:-1] * 1000
-
-        pipeline.scheduler.set_timesteps = set_timesteps
     asked = {
         "prompt": [q.text for q in p],
         "negative_prompt": [negative] * len(p),
@@ -91,12 +78,24 @@ def test_times_are_the_schedulers(tmp_path):
     assert times.dtype == torch.float64 and times[0] == 1 and times[-1] == 0
 
 
-def test_unipc_of_first_order_without_corrections_draws_the_same(tmp_path):
-    """There its solver is Euler's: the times, and what the network is told, are right for released schedulers."""
-    spec, p = wan(tmp_path, unipc(solver_order=1, disable_corrector=list(range(6)), flow_shift=5.0)), prompts()
-    drawn = spec.load(CPU).sample(p, LatentPlan(2, 4.5, steps=6), noise(6)).final
-    latents, _ = drawn_by_diffusers(spec.weights, p, 6, 4.5, exact=True)
-    torch.testing.assert_close(drawn, latents, atol=1e-4, rtol=0)
+@pytest.mark.parametrize("steps", [1, 2, 3, 6, 10])
+@pytest.mark.parametrize(("guidance", "shift"), [(1.0, 5.0), (4.5, 3.0)])
+def test_with_its_released_solver_it_draws_what_the_pipeline_draws(tmp_path, steps, guidance, shift):
+    """UniPC corrects a step when the network has seen where it led, and tells the network whole timesteps."""
+    spec, p = wan(tmp_path, unipc(flow_shift=shift)), prompts()
+    rollout = spec.load(CPU).sample(p, LatentPlan(2, guidance, steps=steps, solver="unipc"), noise(6))
+    latents, videos = drawn_by_diffusers(spec.weights, p, steps, guidance)
+    torch.testing.assert_close(rollout.final, latents, atol=5e-5, rtol=0)
+    torch.testing.assert_close(rollout.media, videos, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("settings", "solver"), [({}, "dpm2"), ({"solver_order": 1}, "euler")], ids=["dpm2", "euler"])
+def test_unipc_without_corrections_is_a_known_solver(tmp_path, settings, solver):
+    """Of second order DPM-Solver++(2M) but for its second step, which is of second order too; of first order Euler."""
+    spec, p = wan(tmp_path, unipc(**settings, disable_corrector=list(range(6)))), prompts()
+    drawn = spec.load(CPU).sample(p, LatentPlan(2, 4.5, steps=6, solver=solver), noise(6)).final
+    latents, _ = drawn_by_diffusers(spec.weights, p, 6, 4.5)
+    torch.testing.assert_close(drawn, latents, atol=5e-5 if solver == "euler" else 2e-2, rtol=0)
 
 
 def test_noise_of_the_first_step_is_finite_after_unipc(tmp_path):
@@ -246,8 +245,13 @@ def test_folders_that_are_other_models(tmp_path):
         file.write_text(json.dumps({**index, **change}))
         with pytest.raises(ValueError, match=said):
             spec.load(CPU)
-    with pytest.raises(ValueError, match="use_flow_sigmas and prediction_type are not those of a flow"):
-        wan(tmp_path / "b", unipc(use_flow_sigmas=False)).load(CPU)
+    for settings, said in (
+        ({"use_flow_sigmas": False}, "UniPCMultistepScheduler of something else than a flow that ends at 0"),
+        ({"final_sigmas_type": "sigma_min"}, "UniPCMultistepScheduler of something else than a flow that ends at 0"),
+        ({"prediction_type": "epsilon"}, "its prediction_type is not that of a flow"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            wan(tmp_path / "b", unipc(**settings)).load(CPU)
     moving = wan(tmp_path / "c", FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
     with pytest.raises(
         ValueError, match="its shift grows with the picture, but this pipeline tells no size; set a shift"

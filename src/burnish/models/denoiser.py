@@ -22,6 +22,7 @@ from burnish.core import Denoiser, LatentPlan, Steps, Stirred
 from burnish.formulas import gaussian, sharing
 from burnish.formulas.noise import Noise
 from burnish.laps import lap
+from burnish.models.solvers import Solver, chosen
 from burnish.models.weights import Copies, KeepsCopies
 from burnish.prompts import distinct_prompts
 from burnish.types import Latents, Plan, Prompt, Rollout
@@ -109,7 +110,7 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         times = plan.times(self.network.times)
         x = _stored(self._start(plan, noise, leader[:, 0]), plan)
         record, waypoint = _Record(), None
-        clean, since = torch.zeros_like(x), torch.ones(b, dtype=torch.float64)  # of the step before; 1: there was none
+        solver = Solver(x, int(course.solver.max()))
         for i in range(plan.steps):
             waypoint = x if i == plan.waypoint else waypoint
             movers = course.seen[:, i].nonzero().squeeze(1)
@@ -118,14 +119,14 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
             t, s, at = times[i], times[course.end[movers, i]], movers.to(device)
             here = x[at]
             v = self._shared(x, leader[movers, i], t, rows, conditions, plan.guidance)
-            after = _solved(here, v, t, s, course.curved[movers, i], (clean[at], since[movers]))
+            after, ground, slope = solver.step(movers, here, v, t, s, course.solver[movers, i])
             if (last := (s == 0).nonzero().squeeze(1).to(device)).numel():
-                after[last] = self.network.finished(here[last], v[last], t.expand(len(last)))
+                after[last] = self.network.finished(ground[last], slope[last], t.expand(len(last)))
             random = course.drawn[movers, i].nonzero().squeeze(1)
             if len(random):
                 of = random.to(device)
+                solver.drew(movers[random])
                 after[of] = self._drawn(plan, noise, course, movers[random], i, (here[of], v[of]), times, record)
-            clean, since[movers] = clean.index_copy(0, at, gaussian.clean(here, v, t.expand(len(at)))), t
             x = x.index_copy(0, at, _stored(after, plan))
             if plan.candidates > 1:  # all go on from the one that was chosen
                 x = x[leader[:, i + 1].to(device)]
@@ -283,7 +284,7 @@ class _Course:
     drawn: Bool[Tensor, "b t"]  # the step is drawn at random
     author: Int[Tensor, "b t"]  # the sample that draws it
     recorded: Bool[Tensor, "b t"]  # and learned from
-    curved: Bool[Tensor, "b t"]  # if it is not: by the solver of second order
+    solver: Int[Tensor, "b t"]  # if it is not: by which of SOLVERS
 
 
 def _course(plan: LatentPlan, noise: Noise) -> _Course:
@@ -295,11 +296,9 @@ def _course(plan: LatentPlan, noise: Noise) -> _Course:
     if plan.trained_each is not None:
         chance = torch.where(recorded, noise.uniform(plan.steps, "trained"), torch.inf)
         recorded &= chance.argsort(1).argsort(1) < plan.trained_each
-    curved = torch.full_like(drawn, plan.solver == "dpm2")
-    if plan.finish:
-        curved[drawn.flip(1).cumsum(1).flip(1) == 0] = plan.finish == "dpm2"
     author = sharing.authors(leader, plan.candidates, plan.learned)
-    return _Course(leader, seen, sharing.ends(seen), drawn, author, recorded, curved)
+    solver = chosen(plan.solver, drawn, plan.finish)
+    return _Course(leader, seen, sharing.ends(seen), drawn, author, recorded, solver)
 
 
 def _shares(plan: LatentPlan, b: int) -> tuple[Tensor, Tensor]:
@@ -325,31 +324,6 @@ def _lanes(plan: LatentPlan, noise: Noise) -> tuple[Tensor, Tensor]:
     drawn = torch.zeros(b, plan.steps, dtype=torch.bool)
     drawn[:, list(plan.stochastic)] = True
     return leader, drawn
-
-
-def _solved(
-    x: Float[Tensor, "n *d"],
-    v: Float[Tensor, "n *d"],
-    t: Float[Tensor, ""],
-    s: Float[Tensor, " n"],
-    curved: Bool[Tensor, " n"],
-    earlier: tuple[Float[Tensor, "n *d"], Float[Tensor, " n"]],
-) -> Float[Tensor, "n *d"]:
-    """One deterministic step: Euler, or DPM-Solver++(2M) (arXiv:2211.01095), the first and last of first order.
-
-    earlier   the clean picture that was expected at the step before, and its time; 1 for a step from noise, or none
-    """
-    straight = x + gaussian.rows(s - t, x) * v
-    before, time = earlier
-    curved = curved & (s > 0) & (time < 1)
-    if not curved.any():
-        return straight
-    clean = gaussian.clean(x, v, t.expand(len(x)))
-    level = [torch.log((1 - u) / u) for u in (time, t, s)]
-    h, last = level[2] - level[1], level[1] - level[0]
-    ahead = clean + gaussian.rows(h / (2 * last), x) * (clean - before)
-    bent = gaussian.rows(s / t, x) * x - gaussian.rows((1 - s) * torch.expm1(-h), x) * ahead
-    return torch.where(gaussian.rows(curved, x) > 0, bent, straight)
 
 
 @dataclass

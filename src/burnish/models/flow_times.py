@@ -33,11 +33,11 @@ class FlowTimes:
         self, scheduler: Any, where: Path, shift: float | None, tokens: int | None = None, even: bool = False
     ) -> None:
         kind, config = type(scheduler).__name__, scheduler.config
-        self._whole = kind == DPM  # it tells the network whole timesteps
+        self._whole = kind in (DPM, UNIPC)  # they tell the network whole timesteps
         if self._whole and not (config.use_flow_sigmas and config.final_sigmas_type == "zero"):
-            raise ValueError(f"{where}: a {DPM} of something else than a flow that ends at 0 (use_flow_sigmas)")
-        if kind == UNIPC and not (config.use_flow_sigmas and config.prediction_type == "flow_prediction"):
-            raise ValueError(f"{where}: its use_flow_sigmas and prediction_type are not those of a flow")
+            raise ValueError(f"{where}: a {kind} of something else than a flow that ends at 0 (use_flow_sigmas)")
+        if kind == UNIPC and config.prediction_type != "flow_prediction":
+            raise ValueError(f"{where}: its prediction_type is not that of a flow")
         if shift is not None:
             scheduler = scheduler.from_config(config, **{SHIFTS[kind]: shift}, use_dynamic_shifting=False)
         if scheduler.config.use_dynamic_shifting and tokens is None:
@@ -51,12 +51,13 @@ class FlowTimes:
         return predicted(x, t)
 
     def timestep(self, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """t among the training timesteps, cut to a whole one where DPM-Solver does so. (UniPC does too; here not.)
+        """t among the training timesteps, cut to a whole one below the last where DPM-Solver and UniPC do so.
 
         Where t is a whole one up to rounding, the scheduler may say one less (0.333 at shift 1).
         """
-        steps = t.float() * self.scheduler.config.num_train_timesteps
-        return steps.floor() if self._whole else steps
+        number = self.scheduler.config.num_train_timesteps
+        steps = t.float() * number
+        return steps.floor().clamp(max=number - 1) if self._whole else steps
 
     def times(self, steps: int) -> Float[Tensor, " {steps}+1"]:
         """The scheduler's own, and 0 at the end."""

@@ -96,8 +96,9 @@ class RewardGradient(Objective[Denoiser]):
         """The first step that is differentiated, and the state that it begins with."""
         rollout, plan = batch.rollout, batch.rollout.plan
         assert isinstance(plan, LatentPlan)
-        if "dpm2" in (plan.solver, plan.finish) and len(plan.stochastic) < plan.steps - 1:
-            raise ValueError("objective.reward_gradient: differentiates steps of plan.solver euler, not dpm2")
+        other = plan.solver if plan.finish in (None, "euler") else plan.finish
+        if other != "euler" and len(plan.stochastic) < plan.steps - 1:
+            raise ValueError(f"objective.reward_gradient: differentiates steps of plan.solver euler, not {other}")
         if plan.ways or plan.trained_each is not None:
             raise ValueError(
                 "objective.reward_gradient: draws every step again, and this plan skips some, or records steps that "

@@ -1,9 +1,8 @@
 """Wan 2.1 text-to-video as a policy: rectified-flow transformers over space and time. Wan Team 2025, arXiv:2503.20314.
 
 Read from folders in the format of diffusers' WanPipeline, whose own code encodes the prompts. A latent is (channels,
-frames, rows, columns), and what is drawn are videos (b, f, 3, h, w). Euler steps without noise give the latents of that
-pipeline with a FlowMatchEulerDiscreteScheduler; the UniPC solver that is released beside the weights goes through the
-same times by another, implicit rule.
+frames, rows, columns), and what is drawn are videos (b, f, 3, h, w). Steps without noise give the latents of that
+pipeline: of the solver unipc with the scheduler that is released beside the weights, of euler with flow matching's.
 """
 
 from __future__ import annotations
