@@ -33,10 +33,7 @@ class Solver:
         self._clean, self._since = nothing, torch.full((b,), NONE, dtype=torch.float64)  # of the step before
         if self._corrects:
             self._from, self._order = nothing, torch.zeros(b, dtype=torch.long)  # of it; order 0: was drawn at random
-            self._earlier, self._earlier_since = (
-                nothing,
-                self._since.clone(),
-            )  # clean and time of the step before that one
+            self._earlier, self._earlier_since = nothing, self._since.clone()  # clean, time: of the step before that
 
     def step(
         self,
@@ -58,11 +55,8 @@ class Solver:
         if self._corrects:
             order = torch.where(kinds == SOLVERS.index("unipc"), self._order[movers], 0)
             if order.any():
-                again = corrected(
-                    (self._from[at], self._earlier[at], before, clean),
-                    (self._earlier_since[movers], since, begin),
-                    order,
-                )
+                states = self._from[at], self._earlier[at], before, clean
+                again = corrected(states, (self._earlier_since[movers], since, begin), order)
                 told = rows(order, x) > 0
                 x = torch.where(told, again, x)
                 v = torch.where(told, (x - clean) / rows(begin, x), v)
