@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from burnish.engine import checkpoint
 from burnish.engine.ahead import Ahead
 from burnish.engine.checkpoint import Checkpoint, Writer
 from burnish.engine.claim import claimed
@@ -27,36 +23,15 @@ from burnish.engine.layouts.chosen import layout
 from burnish.engine.layouts.local import Local, Place
 from burnish.engine.layouts.processes import Processes
 from burnish.engine.ranks import Ranks, read_by, rows, together, whole
-from burnish.engine.reporter import Nowhere, Reporter, step_of
+from burnish.engine.reporter import Nowhere, Reporter
+from burnish.engine.resuming import beginning, digest, refuse, reported, steps_of
 from burnish.engine.scoring import Scored, scored, settled, something_valid
 from burnish.formulas.groups import group_std
 from burnish.formulas.sentinel import Glance, glance, joined
 from burnish.laps import Laps, lap, recorded
-from burnish.recipe.decode import decode
 from burnish.recipe.encode import encode
-from burnish.recipe.read import as_yaml, data_of, leaves
 from burnish.recipe.recipe import Recipe
 from burnish.types import Batch, Prompt, Rollout, Scores, concatenate, take
-
-# What may differ between a run and its resumption, by path: none of it changes what a step does, but for rounding;
-# `steps` does where the learning rate has a schedule, which is said.
-FREE = (
-    "steps",
-    "device",
-    "learners",
-    "drawers",
-    "scorers",
-    "rewards_rest",
-    "shard",
-    "overlap",
-    "suites",
-    "evaluate_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "samples_every",
-    "optim.micro",
-    "source.*.rows",
-)
 
 
 def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter | None = None) -> Path:
@@ -79,7 +54,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, reporter: Reporter
         speaks = (reporter or Reporter(folder)) if ranks.leads else Nowhere()
         with ExitStack() as held, interruptible() as interruption, _room_in(folder), closing(speaks):
             ranks.first(lambda: held.enter_context(claimed(folder)))
-            start = ranks.first(lambda: _start(folder, recipe, facts, resume))
+            start = ranks.first(lambda: beginning(folder, recipe, facts, resume))
             Run(recipe, folder, speaks, interruption).go(place, facts, start)
     return folder
 
@@ -120,7 +95,7 @@ class Run:
         recipe = self._recipe
         place = layout.build(recipe)
         done = self._saved = self._done = start.step if start else 0
-        before = _steps_of(self._folder) if start and place.ranks.leads else recipe.steps
+        before = steps_of(self._folder) if start and place.ranks.leads else recipe.steps
         self._reporter.begin(facts, recipe.seed, place.device, done, recipe.steps)
         if start is not None:
             place.policy.restore(start.weights)
@@ -134,13 +109,13 @@ class Run:
                     f"this is not the run of {recipe.steps} steps that never stopped"
                 )
         self._still = torch.get_rng_state()
-        self._edition = _digest(self._prompts)
+        self._edition = digest(self._prompts)
         self._began = time.monotonic() - (start.seconds if start else 0.0)
         with Writer(self._folder, recipe.keep_checkpoints) as self._checkpoints:
             if start is None:
                 self._reporter.step(0, self._evaluate(place, 0))
                 self._stop_if_asked(place.ranks, self._asked(place), 0)
-            elif start.untold is not None and not place.ranks.first(lambda: _told(self._folder, done)):
+            elif start.untold is not None and not place.ranks.first(lambda: reported(self._folder, done)):
                 self._tell(place, done, dict(start.untold))
             for step in range(done + 1, recipe.steps + 1):
                 try:
@@ -339,71 +314,6 @@ class Run:
         sentence = f"stopped after step {step} of {self._recipe.steps}, {kept}; resume the run to go on from there"
         self._reporter.say(sentence)
         raise Stopped(number, sentence)
-
-
-def refuse(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
-    """Raises ValueError rather than write over a run, or mix two."""
-    recipe = folder / "recipe.yaml"
-    if not recipe.exists():
-        if resume and not folder.is_dir():
-            raise ValueError(f"{folder}: there is no run to resume")
-        return
-    if not resume:
-        raise ValueError(f"{folder} holds a run already; resume it, or choose another folder")
-    told = _complete(recipe.read_text(encoding="utf-8")), data_of(as_yaml(facts))
-    earlier, now = ({path: repr(value) for path, value in leaves(one).items() if not _free(path)} for one in told)
-    for path in {**now, **earlier}:  # one that only one of them has belongs to another component
-        was, given = (one.get(path, "nothing") for one in (earlier, now))
-        if was != given:
-            raise ValueError(f"{folder} was started with {path}: {was}, and cannot go on with {given}; start a new run")
-
-
-def _free(path: str) -> bool:
-    return any(fnmatch(path, name) or path.startswith(f"{name}.") for name in FREE)
-
-
-def _steps_of(folder: Path) -> int:
-    """How many steps the run was to have."""
-    return int(_complete((folder / "recipe.yaml").read_text(encoding="utf-8"))["steps"])
-
-
-def _complete(text: str) -> Mapping[str, Any]:
-    """What a recipe says, with the defaults of what it does not: it may be older than a setting."""
-    told = data_of(text)
-    try:
-        return data_of(as_yaml(encode(decode(Recipe, told))))
-    except ValueError:  # it names what is no more
-        return told
-
-
-def _start(folder: Path, recipe: Recipe, facts: Mapping[str, Any], resume: bool) -> Checkpoint | None:
-    """Where to go on from; raises as `refuse` does, now that nobody else can change it, and for edited prompts."""
-    refuse(folder, facts, resume)
-    newest = checkpoint.latest(folder)
-    if newest is None:
-        return None
-    start = checkpoint.read(newest)
-    if start.prompts not in ("", _digest(recipe.source.asks())):
-        raise ValueError(
-            f"{folder}: its prompts were edited since {newest.name}, and what followed would be another run; put them "
-            "back, or start a new run"
-        )
-    return start
-
-
-def _digest(prompts: Sequence[Prompt]) -> str:
-    """Of ids, texts and facts, in their order."""
-    found = hashlib.blake2b(digest_size=16)
-    for prompt in prompts:
-        facts = dict(prompt.facts)
-        found.update(json.dumps([prompt.id, prompt.text, facts], sort_keys=True, default=str).encode() + b"\n")
-    return found.hexdigest() if prompts else ""
-
-
-def _told(folder: Path, step: int) -> bool:
-    """Whether a step was reported, which is the last thing that is done about it."""
-    metrics = folder / "metrics.jsonl"
-    return metrics.exists() and any(step_of(line) == step for line in metrics.read_text(encoding="utf-8").splitlines())
 
 
 def _own(batch: Batch, mine: Drawn | None) -> Batch:

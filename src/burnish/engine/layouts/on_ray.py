@@ -18,8 +18,9 @@ from uuid import uuid4
 
 from burnish.crew import Luggage, connected, reason, same_signals
 from burnish.engine.layouts.processes import PATIENCE, Heard, Lost, Untold, backend
-from burnish.engine.loop import refuse, train
+from burnish.engine.loop import train
 from burnish.engine.reporter import Reporter
+from burnish.engine.resuming import refuse
 from burnish.recipe.encode import encode
 from burnish.recipe.recipe import Recipe
 
