@@ -10,7 +10,7 @@ differ so much that a run spends a tenth more or less than it should, it is made
 drawing, scoring and updating, without loading and evaluations. Other work on the machine makes them more (caches are
 shared), so an evaluation takes what it took in the quickest of a recipe's runs.
 What a run came to is kept in docs/evidence/scoreboard.json, with a digest of its recipe: a table can be gone on with on
-another machine, and a run of a recipe that has changed since is made again.
+another machine, a run of a recipe that has changed since is made again, and one of a recipe that two names have is not.
 """
 
 from __future__ import annotations
@@ -82,7 +82,12 @@ def cost(name: str, threads: int) -> float:
 def run(name: str, seed: int, budget: float, threads: int) -> None:
     """A run of the whole budget, and what it came to."""
     key, recipe = f"{name}/{seed}", digest(name)
-    if (known := read_kept().get(key)) and known.get("recipe", recipe) == recipe:
+    kept = read_kept()
+    if (known := kept.get(key)) and known.get("recipe", recipe) == recipe:
+        return
+    if other := next((k for k, facts in kept.items() if k.endswith(f"/{seed}") and facts.get("recipe") == recipe), None):
+        keep({**kept, key: kept[other]})  # to the last digit that is told
+        print(f"{key}: is {other}, which the same recipe has made", flush=True)
         return
     budget *= TIMES.get(name, 1.0)
     each, made = cost(name, threads), set[int]()

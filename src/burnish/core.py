@@ -393,7 +393,8 @@ class Denoiser(Policy):
     ) -> Float[Tensor, "n *d"]:
         """What is decoded, from states and velocities where the last step begins: x - t v, if no noise is left in it.
 
-        Methods of the forward process take it for clean, as their released codes do.
+        Methods of the forward process take it for clean, as their released codes do. A last step that is drawn at
+        random ends where its transition says instead.
         """
         return x - t.to(x).view(-1, *[1] * (x.dim() - 1)) * velocity
 

@@ -28,7 +28,7 @@ class Search:
     rounds: int = 3  # fits of the Gaussian
     candidates: int = 16  # noises drawn for each prompt in each round
     elites: int = 4  # of them, those that the Gaussian is fitted to
-    steps: int = 1  # network evaluations of a preview; 1 is x - t v at the first time
+    steps: int = 1  # network evaluations of a preview; 1 goes all the way at the first time's
     keep: float = 0.0  # part of the former Gaussian that stays in each round
 
     def __post_init__(self) -> None:

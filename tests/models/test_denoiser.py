@@ -452,6 +452,23 @@ def test_what_was_drawn_at_random_is_not_corrected():
     assert not torch.equal(first.final, second.final)
 
 
+def test_each_step_is_made_by_the_solver_of_its_own():
+    """Before the window by one, behind it by another."""
+    window = replace(ALONE, stochastic=(2,))
+    found = {
+        (solver, finish): drawn(replace(window, solver=solver, finish=finish))[1]
+        for solver, finish in (("unipc", "dpm2"), ("dpm2", "dpm2"), ("unipc", "unipc"), ("dpm2", "unipc"))
+    }
+    before = {key: steps(one).before for key, one in found.items()}
+    assert torch.equal(before["unipc", "dpm2"], before["unipc", "unipc"])
+    assert torch.equal(before["dpm2", "dpm2"], before["dpm2", "unipc"])
+    assert not torch.equal(before["unipc", "dpm2"], before["dpm2", "dpm2"])
+    # With the same state after the window, the same solver leads to the same end.
+    again = drawn(replace(window, stochastic=(0,), solver="euler", finish="dpm2"))[1]
+    other = drawn(replace(window, stochastic=(0,), solver="unipc", finish="dpm2"))[1]
+    assert torch.equal(again.final, other.final)
+
+
 @pytest.mark.parametrize("transition", [DDIM(), CPS(), FlowSDE(), Consistency()], ids=str)
 def test_samples_have_the_mean_and_deviation_that_the_steps_imply(transition):
     """Every step is affine, so that mean and variance follow one another exactly: A mean + B, A^2 variance + std^2."""

@@ -40,13 +40,16 @@ def drawn():
     return policy, batch(at(policy, laws.drawn_steps()))
 
 
-def drawn_along_the_ode(waypoint: int | None = 1, solver: str = "euler", stochastic: tuple[int, ...] = ()):
+def drawn_along_the_ode(
+    waypoint: int | None = 1, solver: str = "euler", stochastic: tuple[int, ...] = (), finish: str | None = None
+):
     """Four steps; those of `stochastic` are drawn at random."""
     policy = laws.denoiser({}, 0.0)
     plan = LatentPlan(
         group=4,
         steps=4,
         solver=solver,
+        finish=finish,
         waypoint=waypoint,
         stochastic=stochastic,
         transition=FlowSDE() if stochastic else None,
@@ -153,7 +156,28 @@ def test_what_a_sampler_leaves_of_the_noise_is_in_the_picture_and_its_gradient(t
     plan = LatentPlan(2, steps=4, waypoint=1, stochastic=stochastic, transition=DDIM() if stochastic else None)
     of = batch(policy.sample(p, plan, noise(len(p))))
     again, _ = RewardGradient(last=0)._drawn_again(of, policy)
-    assert again.requires_grad
+    torch.testing.assert_close(again, of.rollout.final, atol=1e-5, rtol=1e-5)
+    if stochastic:
+        return
+    x, times = of.rollout.waypoint, policy.times(4)
+    for i in range(1, 4):
+        t = times[i].expand(len(x))
+        v = policy.velocity(x, t.float(), p)
+        before, x = x, x - float(times[i] - times[i + 1]) * v
+    other = before + (1 - float(times[3])) * v
+    expected = (1 - 0.00085) ** 0.5 * x + 0.00085**0.5 * other
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        slope((again * weight).sum(), policy), slope((expected * weight).sum(), policy), atol=1e-3, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("solver", ["dpm2", "unipc"])
+def test_steps_of_other_solvers_may_lie_before(solver):
+    """Two steps by Euler behind a random one; what led to that is not drawn again."""
+    policy, of = drawn_along_the_ode(1, solver, stochastic=(1,), finish="euler")
+    policy.network.evaluations = 0
+    again, _ = RewardGradient(last=2)._drawn_again(of, policy)
     torch.testing.assert_close(again, of.rollout.final, atol=1e-5, rtol=1e-5)
 
 
@@ -161,9 +185,11 @@ def test_what_it_cannot_begin_from_is_explained():
     policy, of = drawn_along_the_ode(None)
     with pytest.raises(ValueError, match="0 begins at the plan's waypoint, and this plan has none; plan truncated"):
         RewardGradient(last=0).loss(of, policy, Linear())
-    policy, of = drawn_along_the_ode(1, solver="dpm2")
-    with pytest.raises(ValueError, match=r"plan.solver euler, not dpm2"):
-        RewardGradient(last=0).loss(of, policy, Linear())
+    for solver in ("dpm2", "unipc"):
+        for waypoint, stochastic in ((1, ()), (3, ()), (0, (0, 1, 3)), (0, (0, 2, 3))):
+            policy, of = drawn_along_the_ode(waypoint, solver=solver, stochastic=stochastic)
+            with pytest.raises(ValueError, match=f"plan.solver euler, not {solver}"):
+                RewardGradient(last=0).loss(of, policy, Linear())
     with pytest.raises(ValueError, match=r"weight: must be above 0, not 0.0"):
         RewardGradient(weight=0.0)
 

@@ -138,6 +138,38 @@ def test_pndm_as_1_5_ships_it_gives_ddims_times(tmp_path):
     policy = spec.load(CPU)
     assert torch.equal(policy.times(20), expected)
     assert policy.network.clock.end == pytest.approx(1 - 0.00085)
+    for name in ("set_alpha_to_one", "skip_prk_steps"):
+        known.pop(name, None)
+    config.write_text(json.dumps(known))  # PNDM's default is not DDIM's
+    assert spec.load(CPU).network.clock.end == pytest.approx(1 - 0.00085)
+
+
+def test_a_draw_that_ends_with_noise_in_it_by_another_setting_is_refused(tmp_path):
+    from diffusers import EulerDiscreteScheduler
+
+    spec = sd(tmp_path)
+    EulerDiscreteScheduler(final_sigmas_type="sigma_min").save_pretrained(tmp_path / "scheduler")
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace("DDIMScheduler", "EulerDiscreteScheduler"))
+    with pytest.raises(ValueError, match="final_sigmas_type"):
+        spec.load(CPU)
+
+
+def test_a_corrected_state_is_what_the_last_step_goes_on_from(tmp_path):
+    """Three steps by UniPC: what is decoded is made of the corrected state and of what the network saw before that."""
+    spec, p = sd(tmp_path, {"set_alpha_to_one": False}), prompts()
+    policy, plan = spec.load(CPU), LatentPlan(2, 3.0, steps=2, solver="unipc", waypoint=1)
+    rollout, (t, u, _) = policy.sample(p, plan, noise(len(p))), policy.times(2)
+    with torch.no_grad():
+        start = policy.network.start(noise(len(p)).normal((4, 8, 8), "start"), 2)
+        first = start - t * policy.velocity(start, t.expand(6).float(), p, 3.0)
+        clean = rollout.waypoint - u * policy.velocity(rollout.waypoint, u.expand(6).float(), p, 3.0)
+    # UniC of order 1: the step is made again with the mean of both ends, e^-h - 1 in half the logarithm of the ratio.
+    shrunk = torch.expm1(torch.log((1 - t) / t) - torch.log((1 - u) / u))
+    ground = u / t * start - (1 - u) * shrunk * (first + clean) / 2
+    other = ground + (1 - u) * (ground - clean) / u
+    expected = (1 - 0.00085) ** 0.5 * clean + 0.00085**0.5 * other
+    torch.testing.assert_close(rollout.final / clean.std(), (expected / clean.std()).float(), atol=2e-5, rtol=0)
 
 
 def test_adapters_are_on_every_attention(tmp_path):

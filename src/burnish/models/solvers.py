@@ -24,7 +24,8 @@ class Solver:
             step, and when the network has seen where it led, the step is made again with that (no evaluation more) and
             gone on from there. Time 1 counts as a step before, at 1 - 1e-6
 
-    Where a step was drawn at random the next goes on from what was drawn.
+    Where a step was drawn at random the next goes on from what was drawn. A step drawn at random, and a waypoint, begin
+    where the network looked, before any correction.
     """
 
     def __init__(self, like: Float[Tensor, "b *d"], highest: int) -> None:

@@ -22,7 +22,7 @@ from burnish.formulas import gaussian
 from burnish.formulas.gaussian import rows, variance_preserving
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-STOPPING = ("DDIMScheduler", "PNDMScheduler")  # those that obey set_alpha_to_one; the others end without noise
+STOPPING = ("DDIMScheduler", "PNDMScheduler")  # those that read set_alpha_to_one; the others end without noise
 DISTILLED = "LCMScheduler"  # of models whose prediction is not a mean over clean states but one of them
 
 
@@ -36,7 +36,7 @@ class Timesteps:
         self.scheduler, self.table = _ddim(scheduler, where)  # DDIM's, and log t / (1 - t) of each timestep
         kind = type(scheduler).__name__
         self.distilled = scheduler if kind == DISTILLED else None
-        self.end = float(self.scheduler.final_alpha_cumprod) if kind in STOPPING else 1.0  # abar of what is decoded
+        self.end = float(scheduler.final_alpha_cumprod) if kind in STOPPING else 1.0  # abar of what is decoded
         self._nearest = ((self.table[1:] + self.table[:-1]) / 2).to(device)
         self.changed: Mapping[str, Any] = {}  # the scheduler of the pipeline stays what it is
 
@@ -149,6 +149,8 @@ def _ddim(scheduler: Any, where: Path) -> tuple[Any, Float[Tensor, " timesteps"]
         raise ValueError(f"{where}: predicts {ddim.config.prediction_type!r}; known are {', '.join(PREDICTIONS)}")
     if ddim.config.thresholding:
         raise ValueError(f"{where}: thresholding is for diffusion of pixels; it changes what is drawn but not its law")
+    if scheduler.config.get("final_sigmas_type", "zero") != "zero":
+        raise ValueError(f"{where}: its draws end before there is no noise (final_sigmas_type), where ours do not")
     abar = ddim.alphas_cumprod.double()
     if ddim.config.prediction_type == "epsilon" and abar[-1] == 0:
         raise ValueError(

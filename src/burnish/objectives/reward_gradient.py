@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from burnish.core import Denoiser, LatentPlan, Needs, Objective, Scorer
 from burnish.formulas import gaussian, steps
 from burnish.formulas.aggregation import token, token_mean
+from burnish.models.solvers import SOLVERS, chosen
 from burnish.types import Batch, Latents, Loss
 
 
@@ -63,7 +64,7 @@ class RewardGradient(Objective[Denoiser]):
         return Loss(*token(-self.weight * total, weight, batch.keep), metrics)
 
     def _drawn_again(self, batch: Batch, policy: Denoiser) -> tuple[Float[Tensor, "b *d"], int]:
-        """The clean latents, through the last steps, and how many these are."""
+        """What is decoded, through the last steps, and how many these are."""
         rollout, plan = batch.rollout, batch.rollout.plan
         assert isinstance(plan, LatentPlan)
         if rollout.decisions and not plan.chained:
@@ -96,9 +97,6 @@ class RewardGradient(Objective[Denoiser]):
         """The first step that is differentiated, and the state that it begins with."""
         rollout, plan = batch.rollout, batch.rollout.plan
         assert isinstance(plan, LatentPlan)
-        other = plan.solver if plan.finish in (None, "euler") else plan.finish
-        if other != "euler" and len(plan.stochastic) < plan.steps - 1:
-            raise ValueError(f"objective.reward_gradient: differentiates steps of plan.solver euler, not {other}")
         if plan.ways or plan.trained_each is not None:
             raise ValueError(
                 "objective.reward_gradient: draws every step again, and this plan skips some, or records steps that "
@@ -111,6 +109,12 @@ class RewardGradient(Objective[Denoiser]):
             )
         first = plan.waypoint if self.last == 0 else plan.steps - self.last
         assert first is not None
+        random = torch.zeros(1, plan.steps, dtype=torch.bool)
+        random[:, list(plan.stochastic)] = True
+        curved = chosen(plan.solver, random, plan.finish).masked_fill(random, 0)[0, max(first - 1, 0) : -1]
+        if curved.any():  # the one before may be corrected by the first
+            other = SOLVERS[int(curved.max())]
+            raise ValueError(f"objective.reward_gradient: differentiates steps of plan.solver euler, not {other}")
         if first == plan.waypoint:
             assert rollout.waypoint is not None
             return first, rollout.waypoint

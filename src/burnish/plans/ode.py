@@ -20,7 +20,7 @@ class ODE(Planner):
     group: int = 24  # samples drawn for each prompt and compared with one another
     guidance: float = 1.0  # w in u + w (c - u), c conditional and u unconditional prediction; 1 is no guidance
     steps: int = 10  # network evaluations from noise to picture
-    solver: Solver = "dpm2"  # first order, or DPM-Solver++ of second order over two steps
+    solver: Solver = "dpm2"  # euler, dpm2 or unipc (models/solvers.py)
     stored: Literal["fp32", "bf16"] = "fp32"  # states are rounded to this before anything is computed from them
     evaluation_steps: int = 0  # of pictures that are only looked at; 0: as in training
     evaluation_guidance: float | None = None  # of them; None: as in training
