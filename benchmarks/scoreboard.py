@@ -85,10 +85,11 @@ def run(name: str, seed: int, budget: float, threads: int) -> None:
     kept = read_kept()
     if (known := kept.get(key)) and known.get("recipe", recipe) == recipe:
         return
-    if other := next((k for k, facts in kept.items() if k.endswith(f"/{seed}") and facts.get("recipe") == recipe), None):
-        keep({**kept, key: kept[other]})  # to the last digit that is told
-        print(f"{key}: is {other}, which the same recipe has made", flush=True)
-        return
+    for other, facts in kept.items():
+        if facts.get("recipe") == recipe and other.endswith(f"/{seed}"):
+            keep({**kept, key: facts})
+            print(f"{key}: is {other}, which the same recipe has made", flush=True)
+            return
     budget *= TIMES.get(name, 1.0)
     each, made = cost(name, threads), set[int]()
     while (steps := max(3, round(budget / each))) not in made and len(made) < TRIES:
