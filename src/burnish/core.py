@@ -393,8 +393,8 @@ class Denoiser(Policy):
     ) -> Float[Tensor, "n *d"]:
         """What is decoded, from states and velocities where the last step begins: x - t v, if no noise is left in it.
 
-        Methods of the forward process take it for clean, as their released codes do. A last step that is drawn at
-        random ends where its transition says instead.
+        Methods of the forward process learn from x - t v all the same (Rollout.final): from one round to the next they
+        would put more of that noise into pictures. A last step drawn at random ends where its transition says.
         """
         return x - t.to(x).view(-1, *[1] * (x.dim() - 1)) * velocity
 

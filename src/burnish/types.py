@@ -140,7 +140,7 @@ class Rollout:
     ids: tuple[int, ...]  # keys of the noise, unique within the step
     anchor: Float[Tensor, "b k"] | None = None  # log-probability that ratios are taken against; None: the recorded one
     reference: Float[Tensor, "b k"] | None = None  # log-probability under the reference weights, where it is needed
-    final: Float[Tensor, "b *d"] | None = None  # clean latents, of policies that have them
+    final: Float[Tensor, "b *d"] | None = None  # clean latents, of policies that have them: x - t v at the last step
     waypoint: Float[Tensor, "b *d"] | None = None  # the state that a step of the plan's choice began with
     evaluations: Float[Tensor, " b"] | None = None  # of the network; one that several samples share is divided by them
 

@@ -110,6 +110,7 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
         times = plan.times(self.network.times)
         x = _stored(self._start(plan, noise, leader[:, 0]), plan)
         record, waypoint = _Record(), None
+        shown = x  # what is decoded
         solver = Solver(x, int(course.solver.max()))
         for i in range(plan.steps):
             waypoint = x if i == plan.waypoint else waypoint
@@ -120,14 +121,17 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
             here = x[at]
             v = self._shared(x, leader[movers, i], t, rows, conditions, plan.guidance)
             after, ground, slope = solver.step(movers, here, v, t, s, course.solver[movers, i])
-            if (last := (s == 0).nonzero().squeeze(1).to(device)).numel():
-                after[last] = self.network.finished(ground[last], slope[last], t.expand(len(last)))
             random = course.drawn[movers, i].nonzero().squeeze(1)
             if len(random):
                 of = random.to(device)
                 solver.drew(movers[random])
                 after[of] = self._drawn(plan, noise, course, movers[random], i, (here[of], v[of]), times, record)
             x = x.index_copy(0, at, _stored(after, plan))
+            if (s == 0).any():
+                ended = (s == 0) & ~course.drawn[movers, i]
+                of = ended.nonzero().squeeze(1).to(device)
+                left = _stored(self.network.finished(ground[of], slope[of], t.expand(len(of))), plan)
+                shown = shown.index_copy(0, at, x[at]).index_copy(0, at[of], left)
             if plan.candidates > 1:  # all go on from the one that was chosen
                 x = x[leader[:, i + 1].to(device)]
         decisions = record.decisions(times, leader, course.author, noise.ids, plan)
@@ -136,7 +140,7 @@ class DenoisingPolicy(KeepsCopies, Denoiser):
             tuple(prompts),
             group,
             decisions,
-            self._pictures(x, leader[:, -1]),
+            self._pictures(shown, leader[:, -1]),
             plan,
             noise.ids,
             final=x,
