@@ -192,7 +192,7 @@ NAMED: Mapping[str, Callable[[], Recipe]] = {
     # a real pipeline, in float32; with "+shard" after the name its weights are divided
     "grpo": lambda: sd3(objective=StepClip(kl=0.1, kl_form="gaussian")),
     "nft": lambda: sd3(objective=DiffusionNFT(), optim=replace(GENTLE, micro=3)),
-    "lora": lambda: sd3(lora=Lora(rank=2, alpha=4), objective=StepClip(kl=0.1)),
+    "lora": lambda: sd3(lora=Lora(rank=2, alpha=4), objective=StepClip(kl=0.1), optim=replace(GENTLE, ema=0.5)),
     "llamagen": llamagen,
     "recomputing": lambda: llamagen(recompute=True, logp_tokens=20),
     "detached": lambda: replace(llamagen(), source=_detached()),

@@ -63,7 +63,7 @@ def everything() -> Recipe:
         measures={"again": toys.Brightness(spoil="noise")},
         objective=PPOClip(kl=0.1, anchor="recomputed", clip=0.1),
         advantage=Trimmed(PromptHistory(buffer=30, least=20)),
-        optim=Optim(lr=0.03, warmup=3, schedule="cosine", epochs=2, minibatches=2, micro=5),
+        optim=Optim(lr=0.03, warmup=3, schedule="cosine", epochs=2, minibatches=2, ema=0.8, micro=5),
     )
 
 

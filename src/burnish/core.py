@@ -27,20 +27,24 @@ class Copy:
     """A second set of the trainable weights, kept beside the live one.
 
     With a decay d it is an average, copy <- d copy + (1 - d) live. d may rise with the number i of the training step:
-    min(decay, rise max(0, i - flat)). A function of the step: there is nothing to save.
+    min(decay, rise max(0, i - flat)); or be held below (1 + i) / (10 + i) early on. Functions of the step: there is
+    nothing to save.
     """
 
     decay: float | None = None  # d, or what it rises to; None: the copy stays as it was at the start
     rise: float = 0.0  # of d with every training step; 0: d is `decay` from the beginning
     flat: int = 0  # training steps before it begins to rise, in which d is 0 and the copy is the live weights
+    eager: bool = False  # d is (1 + i) / (10 + i) at most, so that a long average does not stay at the start
     every: Literal["update", "step"] = "update"  # when it moves: after each update, or after all updates of a step
     renewed: bool = False  # the objective sets it to the live weights when it sees fit (Watches, Policy.renew)
 
     def decay_at(self, step: int) -> float | None:
         """d at a training step, counted from 1."""
-        if self.decay is None or self.rise == 0:
-            return self.decay
-        return min(self.decay, self.rise * max(0, step - self.flat))
+        if self.decay is None:
+            return None
+        risen = self.rise * max(0, step - self.flat) if self.rise else self.decay
+        early = (1 + step) / (10 + step) if self.eager else 1.0
+        return min(self.decay, risen, early)
 
 
 @dataclass(frozen=True)

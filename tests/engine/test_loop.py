@@ -57,6 +57,36 @@ def test_the_reward_rises(finished: tuple[Path, list[dict]]) -> None:
     assert facts["seconds"] > 0
 
 
+def test_an_average_of_the_weights_is_what_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else: the run itself is the one without an average."""
+    seen = []
+
+    def looked(suite: ToySuite, policy: ToyPolicy, *_: object) -> Evaluation:
+        seen.append({name: weight.detach().clone() for name, weight in policy.parameters()})
+        return Evaluation({}, {}, (), torch.zeros(0, 3, 4, 4))
+
+    monkeypatch.setattr(ToySuite, "run", looked)
+    asked = {"steps": 4, "evaluate_every": 1, "checkpoint_every": 1, "keep_checkpoints": 4}
+    with_it, without = (
+        run(recipe(**asked, optim=Optim(lr=0.03, minibatches=2, ema=ema)), tmp_path / str(ema)) for ema in (0.3, 0.0)
+    )
+    kept = [checkpoint.read(tmp_path / "0.3" / "checkpoints" / f"step-{step:06d}").weights for step in range(1, 5)]
+    live = [checkpoint.read(tmp_path / "0.0" / "checkpoints" / f"step-{step:06d}").weights for step in range(1, 5)]
+    assert [row["update/grad_norm"] for row in with_it[1:]] == [row["update/grad_norm"] for row in without[1:]]
+    for step in range(4):
+        for name, weight in live[step].items():
+            assert torch.equal(kept[step][name], weight)
+            assert torch.equal(seen[1 + step][name], kept[step][f"copies/ema/{name}"])
+            assert torch.equal(seen[6 + step][name], weight)
+    # by hand: in the first step d is 2/11
+    ends = run(recipe(**asked | {"steps": 1}, optim=Optim(lr=0.03, ema=0.3)), tmp_path / "one")
+    assert len(ends) == 2
+    start, after = seen[10], checkpoint.read(tmp_path / "one" / "checkpoints" / "step-000001").weights
+    for name, was in start.items():
+        torch.testing.assert_close(seen[11][name], was * 2 / 11 + after[name] * 9 / 11)
+        assert not torch.equal(seen[11][name], after[name])
+
+
 def test_what_is_finished_is_kept_where_a_reward_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two checkpoints. The step that failed is made again, with the random numbers that it began with."""
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"

@@ -48,6 +48,8 @@ def test_a_decay_that_rises_is_a_function_of_the_step() -> None:
     late = Copy(0.999, rise=0.0075, flat=75)
     assert [late.decay_at(step) for step in (1, 75, 76, 1000)] == [0.0, 0.0, 0.0075, 0.999]
     assert Copy().decay_at(7) is None and Copy(0.9).decay_at(7) == 0.9
+    eager = Copy(0.9, eager=True)
+    assert [eager.decay_at(step) for step in (1, 8, 79, 80, 81, 1000)] == [2 / 11, 0.5, 80 / 89, 0.9, 0.9, 0.9]
 
 
 def test_a_decay_of_one_freezes_a_copy_and_of_zero_copies(live: list) -> None:

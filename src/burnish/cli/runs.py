@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from burnish.core import Evaluation, Policy, Suite
 from burnish.engine import checkpoint
 from burnish.engine.evaluate import evaluate
-from burnish.engine.layouts.local import device_of, in_training
+from burnish.engine.layouts.local import device_of, trained
 from burnish.formulas.noise import Noise
 from burnish.prompts import read_prompts
 from burnish.recipe import find, read
@@ -95,7 +96,8 @@ class Model:
         for start in range(0, len(asked), rows):
             some = asked[start : start + rows]
             noise = Noise(seed, 0, tuple(range(start, start + len(some))), "sample")
-            media.extend(self.policy.sample(some, drawn, noise).media)
+            with self._weights():
+                media.extend(self.policy.sample(some, drawn, noise).media)
         if self.recipe.policy.videos:
             return [[_picture(frame) for frame in video] for video in media]
         return [_picture(picture) for picture in media]
@@ -103,7 +105,11 @@ class Model:
     def evaluate(self, suites: Mapping[str, Suite], seed: int, reward: bool) -> dict[str, Evaluation]:
         """Each suite in turn; with `reward`, what the recipe's reward says of the pictures too."""
         scorer = self.recipe.reward.load(device_of(self.recipe.device)) if reward else None
-        return dict(evaluate(suites, self.policy, self.recipe.source.evaluation(), scorer, seed))
+        with self._weights():
+            return dict(evaluate(suites, self.policy, self.recipe.source.evaluation(), scorer, seed))
+
+    def _weights(self) -> AbstractContextManager[None]:
+        return self.policy.using("live" if self.step is None else self.recipe.evaluated)
 
     def _prompts(self, prompts: Sequence[str | Prompt]) -> list[Prompt]:
         if isinstance(prompts, (str, Prompt)):
@@ -153,8 +159,8 @@ def open_model(name: str, overrides: Sequence[str] = ()) -> Model:
         raise ValueError(f"{name}: this run has no checkpoint yet; `burnish train {name} --resume` goes on with it")
     if newest is None:
         return Model(recipe, recipe.policy.load(device), None)
-    policy = in_training(recipe, device)
-    kept = checkpoint.read(newest)
+    policy, kept = trained(recipe, device), checkpoint.read(newest)
+    policy.keep(read.read(name).copies())  # what was saved, whatever is to be different now
     policy.restore(kept.weights)
     return Model(recipe, policy, kept.step)
 

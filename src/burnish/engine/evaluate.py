@@ -51,7 +51,7 @@ class Comparison:
 def evaluate(
     suites: Mapping[str, Suite], policy: Policy, plan: Plan, reward: Scorer | None, seed: int
 ) -> Iterator[tuple[str, Evaluation]]:
-    """Every suite in turn, with the live weights. Raises ValueError if its metrics and values do not fit together."""
+    """Every suite in turn, with the weights in use. Raises ValueError if its metrics and values do not fit together."""
     for name, suite in suites.items():
         found = suite.run(policy, plan, reward, seed)
         for what, values in found.values.items():

@@ -266,9 +266,10 @@ class Run:
         recipe = self._recipe
         plan = recipe.source.evaluation()
         policy, scorer = together(place.ranks, place.policy, place.scorer)
-        for name, found in evaluate(recipe.suites, policy, plan, scorer, recipe.seed):
-            self._reporter.evaluation(step, name, found)
-            metrics |= {f"eval/{name}_{what}": value for what, value in found.metrics.items()}
+        with place.policy.using(recipe.evaluated):
+            for name, found in evaluate(recipe.suites, policy, plan, scorer, recipe.seed):
+                self._reporter.evaluation(step, name, found)
+                metrics |= {f"eval/{name}_{what}": value for what, value in found.metrics.items()}
         return metrics
 
     def _save_finished(self, place: Place) -> None:

@@ -44,7 +44,7 @@ def memory(recipe: Recipe, size: Footprint) -> dict[str, int]:
     """Bytes of the largest things a run holds at once."""
     prompts, group = samples(recipe)
     b, plan = prompts * group, recipe.source.plan_at(1)
-    copies = _copies(recipe)
+    copies = set(recipe.copies())
     adapters = size.trainable if size.trainable < size.parameters else 0
     if adapters and not recipe.objective.needs().copies.get("reference", Copy()).renewed:
         copies = copies - {"reference"}  # it is the network with the adapters switched off
@@ -68,13 +68,8 @@ def multiply_adds(recipe: Recipe, size: Footprint) -> float:
     plan, tokens = recipe.source.plan_at(1), prompts * group * size.tokens
     drawn = tokens * _drawn_branches(plan)
     scored = tokens * _trained_branches(plan)
-    passes = len(_copies(recipe) & {"reference"}) + (4 if size.recompute else 3) * recipe.optim.epochs
+    passes = ("reference" in recipe.copies()) + (4 if size.recompute else 3) * recipe.optim.epochs
     return float(size.parameters) * (drawn + scored * passes)
-
-
-def _copies(recipe: Recipe) -> set[str]:
-    extra = {"reference"} if recipe.advantage.reads_reference else set()
-    return extra | set(recipe.objective.needs().copies)
 
 
 def _drawn_branches(plan: Plan) -> int:

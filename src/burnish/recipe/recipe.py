@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from burnish.core import Advantage, Objective, PolicySpec, Reward, Source, Suite
+from burnish.core import Advantage, Copy, Objective, PolicySpec, Reward, Source, Suite
 from burnish.crew import Workers
 
 
@@ -26,6 +26,7 @@ class Optim:
     epochs: int = 1  # passes over each rollout
     minibatches: int = 1  # updates in one pass; each takes an equal share of the samples
     by_step: bool = False  # an update takes one step of each sample: a minibatch is as many updates as there are steps
+    ema: float = 0.0  # decay of an average of the weights over updates; above 0 suites and samples are drawn with it
     micro: int = 0  # samples in one forward pass; 0 takes the whole minibatch. Changes memory, not the update
 
 
@@ -77,3 +78,17 @@ class Recipe:
     overlap: bool = False  # score a part of a step (the source's rows) while the next one is drawn
     rewards_rest: bool = False  # reward models are in main memory but while they score; on an accelerator
     shard: bool = False  # divide weights, moments and copies among the processes of the run (FSDP2); alone: do not
+
+    def copies(self) -> Mapping[str, Copy]:
+        """The copies of the trained weights that a run keeps, by name: what its components compare with, and "ema".
+
+        The average starts out eagerly, d = min(ema, (1 + i) / (10 + i)) in step i, as that of Flow-GRPO and diffusers.
+        """
+        reference = {"reference": Copy()} if self.advantage.reads_reference else {}
+        average = {"ema": Copy(self.optim.ema, eager=True)} if self.optim.ema > 0 else {}
+        return {**reference, **average, **self.objective.needs().copies}
+
+    @property
+    def evaluated(self) -> str:
+        """The weights that suites look at, and that a finished run is opened with: "ema" if it is kept, or "live"."""
+        return "ema" if self.optim.ema > 0 else "live"

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from burnish.core import Advantage, Copy, Objective, Policy, Scorer, Source
+from burnish.core import Advantage, Objective, Policy, Scorer, Source
 from burnish.engine.drawers import DrawnByWorkers
 from burnish.engine.learner import Learner
 from burnish.engine.memory import Memories, begun
@@ -63,7 +63,8 @@ def undivided(policy: Policy) -> None:
 
 def built(recipe: Recipe, device: torch.device, ranks: Ranks, divide: Divide = undivided) -> Place:
     """What a recipe names, in this process. `divide` may divide the policy's weights."""
-    policy = _copied(recipe, _begun(recipe, device, divide))
+    policy = _begun(recipe, device, divide)
+    policy.keep(recipe.copies())
     reward = OnRay(recipe.reward, recipe.scorers) if recipe.scorers else recipe.reward
     scorer = reward.load(device)
     measures = {name: reward.load(device) for name, reward in recipe.measures.items()}
@@ -79,28 +80,18 @@ def built(recipe: Recipe, device: torch.device, ranks: Ranks, divide: Divide = u
     return Place(device, policy, source, scorer, measures, learner, advantage, objective, memories, ranks)
 
 
-def in_training(recipe: Recipe, device: torch.device) -> Policy:
-    """The policy of a recipe, with the copies of its weights that objective and advantage ask for."""
-    return _copied(recipe, _trained(recipe, device))
-
-
 def _begun(recipe: Recipe, device: torch.device, divide: Divide = undivided) -> Policy:
     # Fresh weights (an adapter's, say) come from torch's own stream: the same seed gives the same ones.
     torch.manual_seed(recipe.seed)
-    return _trained(recipe, device, divide)
+    return trained(recipe, device, divide)
 
 
-def _trained(recipe: Recipe, device: torch.device, divide: Divide = undivided) -> Policy:
+def trained(recipe: Recipe, device: torch.device, divide: Divide = undivided) -> Policy:
+    """The policy of a recipe, of which just the weights that it asks for are trained."""
     policy = recipe.policy.load(device)
     divide(policy)
     if recipe.optim.only:
         policy.narrow(recipe.optim.only)
-    return policy
-
-
-def _copied(recipe: Recipe, policy: Policy) -> Policy:
-    extra = {"reference": Copy()} if recipe.advantage.reads_reference else {}
-    policy.keep({**extra, **recipe.objective.needs().copies})
     return policy
 
 
