@@ -362,6 +362,9 @@ def test_a_run_is_neither_overwritten_nor_mixed(finished: tuple[Path, list[dict]
         run(recipe(seed=1), folder, resume=True)
     with pytest.raises(ValueError, match="no run to resume"):
         run(recipe(), tmp_path / "nowhere", resume=True)
+    shutil.copytree(folder / "checkpoints", tmp_path / "headless" / "checkpoints")
+    with pytest.raises(ValueError, match=r"has checkpoints, but no recipe\.yaml"):
+        run(recipe(), tmp_path / "headless")
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(lines)
 
 

@@ -45,6 +45,8 @@ def refuse(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
     if not recipe.exists():
         if resume and not folder.is_dir():
             raise ValueError(f"{folder}: there is no run to resume")
+        if checkpoint.latest(folder) is not None:
+            raise ValueError(f"{folder} has checkpoints, but no recipe.yaml to say of what; put it back, or choose another")
         return
     if not resume:
         raise ValueError(f"{folder} holds a run already; resume it, or choose another folder")
