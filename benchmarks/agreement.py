@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import burnish
-from burnish.engine.layouts.local import in_training
+from burnish.engine.layouts.local import trained
 from burnish.recipe.read import read
 
 
@@ -30,7 +30,7 @@ def gradients(name: str, overrides: list[str], steps: int) -> dict[str, Tensor]:
     """The gradients of `steps` steps by name of weight, each (steps, size)."""
     stay = ["optim.lr=1e-30", "optim.weight_decay=0", "optim.clip_norm=0", f"steps={steps}"]
     recipe = read(name, [*overrides, *stay, "evaluate_every=0", "samples_every=0", "suites.heldout=null"])
-    names = [weight_name for weight_name, _ in in_training(recipe, torch.device("cpu")).parameters()]
+    names = [weight_name for weight_name, _ in trained(recipe, torch.device("cpu")).parameters()]
     found: dict[str, list[Tensor]] = defaultdict(list)
 
     def keep(optimiser: torch.optim.Optimizer, *_: Any) -> None:

@@ -51,7 +51,7 @@ from burnish.plans.ode import ODE
 from burnish.plans.tree import Tree as TreePlan
 from burnish.policies.llamagen import LlamaGen
 from burnish.policies.sd3 import SD3
-from burnish.recipe.recipe import Optim, Recipe
+from burnish.recipe.recipe import Average, Optim, Recipe
 from burnish.sources.on_policy import OnPolicy
 from burnish.transitions.flow_sde import FlowSDE
 from burnish.types import Plan, Prompt, Rollout, Scores
@@ -192,7 +192,9 @@ NAMED: Mapping[str, Callable[[], Recipe]] = {
     # a real pipeline, in float32; with "+shard" after the name its weights are divided
     "grpo": lambda: sd3(objective=StepClip(kl=0.1, kl_form="gaussian")),
     "nft": lambda: sd3(objective=DiffusionNFT(), optim=replace(GENTLE, micro=3)),
-    "lora": lambda: sd3(lora=Lora(rank=2, alpha=4), objective=StepClip(kl=0.1), optim=replace(GENTLE, ema=0.5)),
+    "lora": lambda: sd3(
+        lora=Lora(rank=2, alpha=4), objective=StepClip(kl=0.1), optim=replace(GENTLE, ema=Average(0.5))
+    ),
     "llamagen": llamagen,
     "recomputing": lambda: llamagen(recompute=True, logp_tokens=20),
     "detached": lambda: replace(llamagen(), source=_detached()),

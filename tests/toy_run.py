@@ -26,7 +26,7 @@ from burnish.engine.loop import train
 from burnish.engine.reporter import TIMINGS, Reporter
 from burnish.objectives.ppo_clip import PPOClip
 from burnish.plans.every_token import EveryToken
-from burnish.recipe.recipe import Optim, Recipe
+from burnish.recipe.recipe import Average, Optim, Recipe
 from burnish.sources.on_policy import OnPolicy
 
 
@@ -63,7 +63,7 @@ def everything() -> Recipe:
         measures={"again": toys.Brightness(spoil="noise")},
         objective=PPOClip(kl=0.1, anchor="recomputed", clip=0.1),
         advantage=Trimmed(PromptHistory(buffer=30, least=20)),
-        optim=Optim(lr=0.03, warmup=3, schedule="cosine", epochs=2, minibatches=2, ema=0.8, micro=5),
+        optim=Optim(lr=0.03, warmup=3, schedule="cosine", epochs=2, minibatches=2, ema=Average(0.8, every=2), micro=5),
     )
 
 

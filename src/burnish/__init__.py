@@ -56,9 +56,10 @@ def train(
 
 
 def load(run: str | PathLike[str]) -> Model:
-    """The model of a run, with the weights of its newest checkpoint; or of a recipe, as it starts out.
+    """The model of a run, with its newest weights or the average it kept of them; or of a recipe, as it starts out.
 
     `load(run).sample(["a red square"])` draws: a list of PIL images; of videos, a list of frames each.
+    `load(run).export(folder)` writes the model into a folder.
     """
     from burnish.cli.runs import open_model
 

@@ -36,6 +36,7 @@ class Copy:
     flat: int = 0  # training steps before it begins to rise, in which d is 0 and the copy is the live weights
     eager: bool = False  # d is (1 + i) / (10 + i) at most, so that a long average does not stay at the start
     every: Literal["update", "step"] = "update"  # when it moves: after each update, or after all updates of a step
+    interval: int = 1  # of training steps: it moves in every so many-th of them
     renewed: bool = False  # the objective sets it to the live weights when it sees fit (Watches, Policy.renew)
 
     def decay_at(self, step: int) -> float | None:
@@ -571,7 +572,10 @@ class Evaluation:
 
 
 class Suite(ABC):
-    """A fixed set of questions asked of a policy: same prompts, same noise, every time."""
+    """A fixed set of questions asked of a policy: same prompts, same noise, every time.
+
+    The policy has the weights that are to be looked at, which may be an average: `using` is not for suites.
+    """
 
     videos: ClassVar[bool] = False  # it looks at videos as well as pictures
 

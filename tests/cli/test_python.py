@@ -88,14 +88,22 @@ def test_a_callable_trains_a_model_and_the_weights_come_back(run):
 def test_a_run_that_kept_an_average_is_opened_with_it(recipe, tmp_path):
     """As the run itself has evaluated; the weights that were trained can be looked at too."""
     done = burnish.train(
-        recipe, tmp_path / "run", reward=bright, overrides=["steps=3"], optim={"lr": 0.002, "ema": 0.9}
+        recipe, tmp_path / "run", reward=bright, overrides=["steps=3"], optim={"lr": 0.002, "ema": {"decay": 0.9}}
     )
     told = json.loads((done / "metrics.jsonl").read_text().splitlines()[-1])["eval/brightness_bright"]
-    average, live = (burnish.evaluate(done, overrides=how)["brightness"] for how in ([], ["optim.ema=0"]))
+    average, live = (burnish.evaluate(done, overrides=how)["brightness"] for how in ([], ["optim.ema=null"]))
     assert average.metrics["bright"] == pytest.approx(told, abs=1e-6)
     assert abs(live.metrics["bright"] - told) > 1e-5
-    drawn, others = (open_model(str(done), how).sample(["thing 1"] * 64) for how in ([], ["optim.ema=0"]))
+    drawn, others = (open_model(str(done), how).sample(["thing 1"] * 64) for how in ([], ["optim.ema=null"]))
     assert not all(np.array_equal(a, b) for a, b in zip(drawn, others, strict=True))
+    burnish.load(done).export(tmp_path / "out")
+    written, kept = (
+        load_file(path)
+        for path in (tmp_path / "out" / "gpt.safetensors", done / "checkpoints" / "step-000003" / "weights.safetensors")
+    )
+    assert all(
+        torch.equal(written[name], kept[f"copies/ema/{name}"]) for name in written if f"copies/ema/{name}" in kept
+    )
 
 
 def test_settings_go_by_name_and_by_path(recipe, tmp_path):

@@ -29,7 +29,7 @@ from burnish.engine.loop import Run, train
 from burnish.engine.reporter import Reporter
 from burnish.objectives.ppo_clip import PPOClip
 from burnish.plans.every_token import EveryToken
-from burnish.recipe.recipe import Optim, Recipe
+from burnish.recipe.recipe import Average, Optim, Recipe
 from burnish.sources.on_policy import OnPolicy
 from burnish.types import Prompt, Scores, TokenPlan
 
@@ -67,24 +67,21 @@ def test_an_average_of_the_weights_is_what_is_evaluated(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(ToySuite, "run", looked)
     asked = {"steps": 4, "evaluate_every": 1, "checkpoint_every": 1, "keep_checkpoints": 4}
-    with_it, without = (
-        run(recipe(**asked, optim=Optim(lr=0.03, minibatches=2, ema=ema)), tmp_path / str(ema)) for ema in (0.3, 0.0)
+    averages = {"with": Average(0.3), "without": None}
+    for name, ema in averages.items():
+        run(recipe(**asked, optim=Optim(lr=0.03, minibatches=2, ema=ema)), tmp_path / name)
+    kept, live = (
+        [checkpoint.read(tmp_path / run / "checkpoints" / f"step-{step:06d}").weights for step in range(1, 5)]
+        for run in averages
     )
-    kept = [checkpoint.read(tmp_path / "0.3" / "checkpoints" / f"step-{step:06d}").weights for step in range(1, 5)]
-    live = [checkpoint.read(tmp_path / "0.0" / "checkpoints" / f"step-{step:06d}").weights for step in range(1, 5)]
-    assert [row["update/grad_norm"] for row in with_it[1:]] == [row["update/grad_norm"] for row in without[1:]]
-    for step in range(4):
-        for name, weight in live[step].items():
-            assert torch.equal(kept[step][name], weight)
-            assert torch.equal(seen[1 + step][name], kept[step][f"copies/ema/{name}"])
-            assert torch.equal(seen[6 + step][name], weight)
-    # by hand: in the first step d is 2/11
-    ends = run(recipe(**asked | {"steps": 1}, optim=Optim(lr=0.03, ema=0.3)), tmp_path / "one")
-    assert len(ends) == 2
-    start, after = seen[10], checkpoint.read(tmp_path / "one" / "checkpoints" / "step-000001").weights
-    for name, was in start.items():
-        torch.testing.assert_close(seen[11][name], was * 2 / 11 + after[name] * 9 / 11)
-        assert not torch.equal(seen[11][name], after[name])
+    (first, *average), (_, *plain) = seen[:5], seen[5:]
+    for name, mean in first.items():
+        for step, d in enumerate((2 / 11, 3 / 12, 0.3, 0.3)):  # by hand: (1 + i) / (10 + i), until that is above 0.3
+            assert torch.equal(kept[step][name], live[step][name])
+            assert torch.equal(plain[step][name], live[step][name])
+            mean = d * mean + (1 - d) * live[step][name]
+            torch.testing.assert_close(average[step][name], mean)
+            assert not torch.equal(average[step][name], live[step][name])
 
 
 def test_what_is_finished_is_kept_where_a_reward_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

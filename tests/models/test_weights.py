@@ -52,6 +52,20 @@ def test_a_decay_that_rises_is_a_function_of_the_step() -> None:
     assert [eager.decay_at(step) for step in (1, 8, 79, 80, 81, 1000)] == [2 / 11, 0.5, 80 / 89, 0.9, 0.9, 0.9]
 
 
+def test_an_average_with_an_interval_moves_in_its_steps() -> None:
+    copies = Copies([("x", torch.nn.Parameter(torch.tensor([8.0])))])
+    copies.keep({"ema": Copy(0.5, every="step", interval=3)})
+    with torch.no_grad():
+        copies.live[0][1].fill_(0.0)
+    seen = []
+    for step in range(1, 8):
+        copies.advance(step, "update")
+        copies.advance(step, "step")
+        seen.append(copies.state()["copies/ema/x"].item())
+    assert seen == [8, 8, 4, 4, 4, 2, 2]
+    assert Copies.named(copies.state()) == {"ema"}
+
+
 def test_a_decay_of_one_freezes_a_copy_and_of_zero_copies(live: list) -> None:
     """To the last bit, however often the live weights moved."""
     copies, start = Copies(live), [w.detach().clone() for _, w in live]

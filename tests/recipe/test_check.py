@@ -151,7 +151,6 @@ def test_updates_by_steps_need_steps_that_can_stand_alone(plain):
         ({"steps": 0}, "steps: expected 1 or more, got 0"),
         ({"optim": {"lr": 0}}, "optim.lr: expected more than 0, got 0.0"),
         ({"optim": {"micro": -1}}, "optim.micro: expected 0 or more, got -1"),
-        ({"optim": {"ema": 1.0}}, "optim.ema: expected a number from 0 to below 1, got 1"),
         ({"optim": {"betas": [0.9, 1.0]}}, "optim.betas: expected two numbers from 0 to below 1, got [0.9, 1.0]"),
         ({"device": "cuda:99"}, "device: 'cuda:99' is not on this machine"),
         ({"source": {"on_policy": {"prompts": "absent.txt"}}}, "source: absent.txt: no such prompt file"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
@@ -13,11 +13,12 @@ from jaxtyping import Float
 from PIL.Image import Image, fromarray
 from torch import Tensor
 
-from burnish.core import Evaluation, Policy, Suite
+from burnish.core import Copy, Evaluation, Policy, Suite
 from burnish.engine import checkpoint
 from burnish.engine.evaluate import evaluate
 from burnish.engine.layouts.local import device_of, trained
 from burnish.formulas.noise import Noise
+from burnish.models.weights import Copies
 from burnish.prompts import read_prompts
 from burnish.recipe import find, read
 from burnish.recipe.check import require
@@ -78,7 +79,7 @@ class Model:
     """A policy with its weights, ready to draw."""
 
     recipe: Recipe
-    policy: Policy
+    policy: Policy  # its live weights; `evaluated` brings the average that a run may have kept
     step: int | None  # training step of its weights; None for those the recipe starts from
 
     def sample(
@@ -96,7 +97,7 @@ class Model:
         for start in range(0, len(asked), rows):
             some = asked[start : start + rows]
             noise = Noise(seed, 0, tuple(range(start, start + len(some))), "sample")
-            with self._weights():
+            with self.evaluated():
                 media.extend(self.policy.sample(some, drawn, noise).media)
         if self.recipe.policy.videos:
             return [[_picture(frame) for frame in video] for video in media]
@@ -105,11 +106,18 @@ class Model:
     def evaluate(self, suites: Mapping[str, Suite], seed: int, reward: bool) -> dict[str, Evaluation]:
         """Each suite in turn; with `reward`, what the recipe's reward says of the pictures too."""
         scorer = self.recipe.reward.load(device_of(self.recipe.device)) if reward else None
-        with self._weights():
+        with self.evaluated():
             return dict(evaluate(suites, self.policy, self.recipe.source.evaluation(), scorer, seed))
 
-    def _weights(self) -> AbstractContextManager[None]:
-        return self.policy.using("live" if self.step is None else self.recipe.evaluated)
+    def export(self, folder: Path) -> None:
+        """Write the weights that suites looked at into a folder, as the files that they came from (Policy.export)."""
+        with self.evaluated():
+            self.policy.export(folder)
+
+    def evaluated(self) -> AbstractContextManager[None]:
+        """A block in which the policy has the weights that suites looked at: an average, if the run kept one."""
+        live = self.step is None or self.recipe.evaluated == "live"
+        return nullcontext() if live else self.policy.using(self.recipe.evaluated)
 
     def _prompts(self, prompts: Sequence[str | Prompt]) -> list[Prompt]:
         if isinstance(prompts, (str, Prompt)):
@@ -160,7 +168,9 @@ def open_model(name: str, overrides: Sequence[str] = ()) -> Model:
     if newest is None:
         return Model(recipe, recipe.policy.load(device), None)
     policy, kept = trained(recipe, device), checkpoint.read(newest)
-    policy.keep(read.read(name).copies())  # what was saved, whatever is to be different now
+    saved = Copies.named(kept.weights)  # whatever is to be different now; a reference may be an adapter switched off
+    off = recipe.copies().keys() & {"reference"} - saved
+    policy.keep({**dict.fromkeys(off, Copy()), **dict.fromkeys(saved, Copy(1.0))})
     policy.restore(kept.weights)
     return Model(recipe, policy, kept.step)
 

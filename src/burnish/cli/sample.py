@@ -24,7 +24,7 @@ def sample(
     temperature: Annotated[float | None, typer.Option()] = None,
     top_k: Annotated[int | None, typer.Option()] = None,
 ) -> None:
-    """Draw pictures with the newest weights of a run; videos, where its model draws those, as animated WebP."""
+    """Draw pictures with the newest weights of a run, or the average it kept; or videos, as animated WebP."""
     from burnish.cli.runs import open_model
     from burnish.prompts import read_prompts
 

@@ -46,7 +46,7 @@ def refuse(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
         if resume and not folder.is_dir():
             raise ValueError(f"{folder}: there is no run to resume")
         if checkpoint.latest(folder) is not None:
-            raise ValueError(f"{folder} has checkpoints, but no recipe.yaml to say of what; put it back, or choose another")
+            raise ValueError(f"{folder} has checkpoints, but no recipe.yaml; put it back, or choose another folder")
         return
     if not resume:
         raise ValueError(f"{folder} holds a run already; resume it, or choose another folder")

@@ -100,7 +100,7 @@ class Copies:
             for name, weights in self._copies.items():
                 rule = self._rules[name]
                 decay = rule.decay_at(step)
-                if decay is not None and rule.every == after:
+                if decay is not None and rule.every == after and step % rule.interval == 0:
                     for key, weight in weights.items():
                         weight.mul_(decay).add_(self._live[key].detach(), alpha=1 - decay)
 
@@ -140,6 +140,11 @@ class Copies:
         with torch.no_grad():
             for key, tensor in ours.items():
                 tensor.copy_(shard_like(state[key], like=tensor))
+
+    @staticmethod
+    def named(state: Mapping[str, Tensor]) -> set[str]:
+        """The copies that are in what `state` gave."""
+        return {key.split("/")[1] for key in state if key.startswith("copies/")}
 
     def _switched_off(self, name: str, rule: Copy) -> bool:
         return self._off is not None and name == "reference" and rule.decay is None and not rule.renewed

@@ -81,8 +81,8 @@ def numbers(recipe: Recipe) -> Iterator[str]:
         yield "optim.moments: moments in 8 bits are not divided among processes; 32 bits, or shard: false would work"
     if not optim.lr > 0:
         yield f"optim.lr: expected more than 0, got {optim.lr}"
-    if not 0 <= optim.ema < 1:
-        yield f"optim.ema: expected a number from 0 to below 1, got {optim.ema:g}"
+    if optim.ema and "ema" in recipe.objective.needs().copies:
+        yield "optim.ema: the objective keeps a copy of this name; null would work"
     if not all(0 <= beta < 1 for beta in optim.betas):
         yield f"optim.betas: expected two numbers from 0 to below 1, got {list(optim.betas)}"
 

@@ -148,6 +148,8 @@ def _clock(recipe: Recipe) -> Iterator[str]:
     optim, updates = recipe.optim, recipe.steps * recipe.optim.epochs * recipe.optim.minibatches
     if optim.warmup >= updates:
         yield f"optim.warmup: the learning rate never arrives: {optim.warmup} updates of warm-up, {updates} in the run"
+    if optim.ema and optim.ema.every > recipe.steps:
+        yield f"optim.ema.every: the average never moves: {optim.ema.every} steps, {recipe.steps} in the run"
     if recipe.evaluate_every > 0 and not recipe.suites:
         yield "evaluate_every: cannot act: there are no suites to run"
     elif recipe.evaluate_every >= recipe.steps:

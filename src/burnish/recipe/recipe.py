@@ -11,6 +11,21 @@ from burnish.crew import Workers
 
 
 @dataclass(frozen=True)
+class Average:
+    """A moving average of the trained weights, average <- d average + (1 - d) weights, after all updates of a step."""
+
+    decay: float  # d
+    every: int = 1  # training steps from one move to the next
+    eager: bool = True  # d is (1 + i) / (10 + i) at most in step i, as in Flow-GRPO and diffusers' EMAModel
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1 or self.every < 1:
+            raise ValueError(
+                f"optim.ema: expected a decay from 0 to below 1, every 1 step or more, not {self.decay:g}, {self.every}"
+            )
+
+
+@dataclass(frozen=True)
 class Optim:
     """AdamW, of which weights, and how a rollout is cut into updates."""
 
@@ -26,7 +41,7 @@ class Optim:
     epochs: int = 1  # passes over each rollout
     minibatches: int = 1  # updates in one pass; each takes an equal share of the samples
     by_step: bool = False  # an update takes one step of each sample: a minibatch is as many updates as there are steps
-    ema: float = 0.0  # decay of an average of the weights over updates; above 0 suites and samples are drawn with it
+    ema: Average | None = None  # an average of the weights: suites look at it, and a run is opened with it
     micro: int = 0  # samples in one forward pass; 0 takes the whole minibatch. Changes memory, not the update
 
 
@@ -80,15 +95,14 @@ class Recipe:
     shard: bool = False  # divide weights, moments and copies among the processes of the run (FSDP2); alone: do not
 
     def copies(self) -> Mapping[str, Copy]:
-        """The copies of the trained weights that a run keeps, by name: what its components compare with, and "ema".
-
-        The average starts out eagerly, d = min(ema, (1 + i) / (10 + i)) in step i, as that of Flow-GRPO and diffusers.
-        """
+        """The copies of the trained weights that a run keeps, by name: what its components compare with, and "ema"."""
         reference = {"reference": Copy()} if self.advantage.reads_reference else {}
-        average = {"ema": Copy(self.optim.ema, eager=True)} if self.optim.ema > 0 else {}
-        return {**reference, **average, **self.objective.needs().copies}
+        kept = {**reference, **self.objective.needs().copies}
+        if (ema := self.optim.ema) is not None:
+            kept["ema"] = Copy(ema.decay, eager=ema.eager, every="step", interval=ema.every)
+        return kept
 
     @property
     def evaluated(self) -> str:
-        """The weights that suites look at, and that a finished run is opened with: "ema" if it is kept, or "live"."""
-        return "ema" if self.optim.ema > 0 else "live"
+        """The weights that suites look at, and that a run is opened with: "ema" if it is kept, or "live"."""
+        return "live" if self.optim.ema is None else "ema"
