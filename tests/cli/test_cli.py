@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import tiny_llamagen
+import torch
 import yaml
 
 from burnish.cli.main import main
+from burnish.cli.runs import open_model
 from burnish.recipe import find
 
 
@@ -99,6 +101,18 @@ def test_a_run_can_be_drawn_from_checked_and_reported(trained, tmp_path, capsys)
     assert code == 0 and (trained / "report.html").is_file()
 
 
+def test_a_run_is_exported_in_the_format_it_came_in(home, trained, tmp_path, capsys):
+    code, out, _ = run(capsys, "export", str(trained), str(tmp_path / "tuned"))
+    assert code == 0 and out.strip().endswith("tuned: live weights of step 2")
+    there = f"policy.llamagen.gpt={tmp_path / 'tuned'}"
+    base, again, live = (
+        dict(open_model(str(name), changes).policy.parameters())
+        for name, changes in ((home / "tiny.yaml", []), (home / "tiny.yaml", [there]), (trained, []))
+    )
+    assert all(torch.equal(again[name], weight) for name, weight in live.items())
+    assert not any(torch.equal(again[name], weight) for name, weight in base.items())
+
+
 def test_a_run_goes_on_where_it_stopped(home, trained, capsys):
     code, _, _ = run(capsys, "train", str(trained), "steps=3", "--resume")
     assert code == 0
@@ -165,6 +179,7 @@ MISTAKES = [
     (["evaluate", "{tiny}", "policy.llamagen.gpt={home}/cut"], "cut/gpt.safetensors: not readable as weights"),
     (["evaluate", "{tiny}"], "the recipe has no suites; name one (choices: "),
     (["evaluate", "{tiny}", "--suite", "scense"], "no suite called 'scense'; did you mean 'scenes'?"),
+    (["export", "{tiny}", "{home}"], "expected a new or an empty folder"),
     (["list", "rewrads"], "there is no list of 'rewrads'; did you mean 'rewards'?"),
     (["report", "{home}"], "burnish: "),
     (["config", "{home}/twice.yaml"], "found duplicate key steps"),

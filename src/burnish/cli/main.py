@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from burnish.cli import bench, check, config, evaluate, listing, report, sample, train, world
+from burnish.cli import bench, check, config, evaluate, export, listing, report, sample, train, world
 
 app = typer.Typer(
     name="burnish",
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command(name="train")(train.train)
 app.command(name="sample")(sample.sample)
 app.command(name="evaluate")(evaluate.evaluate)
+app.command(name="export")(export.export)
 app.command(name="check")(check.check)
 app.command(name="bench")(bench.bench)
 app.command(name="config")(config.config)
