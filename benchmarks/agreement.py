@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1)
-    known = parser.parse_args()
+    known = parser.parse_intermixed_args()
     torch.set_num_threads(known.threads)
     print("| weights | cosine | share | number |\n|---|---|---|---|")
     for key, cosine, share, size in table(gradients(known.recipe, known.overrides, known.steps)):

@@ -168,16 +168,16 @@ def distance(folder: Path, name: str, count: int = 64, steps: int = 8) -> float:
     from burnish.formulas.noise import Noise
     from burnish.worlds.scenes import grammar, moving
 
-    base, model = open_model(name).policy, open_model(str(folder))
+    base, tuned = open_model(name).policy, open_model(str(folder)).policy
     world = moving if len(base.network.shape) == 4 else grammar
     prompts, noise = world.heldout(count, 0), Noise(0, 0, tuple(range(count)), "distance")
     times = base.times(steps)
     x = base.network.start(noise.normal(base.network.shape, "start"), steps)
     far = size = 0.0
-    with torch.no_grad(), model.evaluated():
+    with torch.no_grad():
         for t, s in pairwise(times):
             at = torch.full((count,), float(t))
-            v, other = (policy.velocity(x, at, prompts) for policy in (base, model.policy))
+            v, other = (policy.velocity(x, at, prompts) for policy in (base, tuned))
             far, size = far + float((other - v).square().mean()), size + float(v.square().mean())
             x = x + float(s - t) * v
     return far / size

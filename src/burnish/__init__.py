@@ -55,15 +55,16 @@ def train(
     )
 
 
-def load(run: str | PathLike[str]) -> Model:
+def load(run: str | PathLike[str], overrides: Sequence[str] = ()) -> Model:
     """The model of a run, with its newest weights or the average it kept of them; or of a recipe, as it starts out.
 
     `load(run).sample(["a red square"])` draws: a list of PIL images; of videos, a list of frames each.
-    `load(run).export(folder)` writes the model into a folder.
+    `load(run).export(folder)` writes the model into a folder. `overrides` are changes as the command line takes them:
+    `optim.ema=null` for the newest weights of a run that kept an average.
     """
     from burnish.cli.runs import open_model
 
-    return open_model(str(run))
+    return open_model(str(run), overrides)
 
 
 def evaluate(

@@ -34,7 +34,7 @@ class Copy:
     decay: float | None = None  # d, or what it rises to; None: the copy stays as it was at the start
     rise: float = 0.0  # of d with every training step; 0: d is `decay` from the beginning
     flat: int = 0  # training steps before it begins to rise, in which d is 0 and the copy is the live weights
-    eager: bool = False  # d is (1 + i) / (10 + i) at most, so that a long average does not stay at the start
+    warmup: bool = False  # d is (1 + i) / (10 + i) at most, so that a long average does not stay at the start
     every: Literal["update", "step"] = "update"  # when it moves: after each update, or after all updates of a step
     interval: int = 1  # of training steps: it moves in every so many-th of them
     renewed: bool = False  # the objective sets it to the live weights when it sees fit (Watches, Policy.renew)
@@ -44,7 +44,7 @@ class Copy:
         if self.decay is None:
             return None
         risen = self.rise * max(0, step - self.flat) if self.rise else self.decay
-        early = (1 + step) / (10 + step) if self.eager else 1.0
+        early = (1 + step) / (10 + step) if self.warmup else 1.0
         return min(self.decay, risen, early)
 
 

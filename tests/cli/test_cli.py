@@ -103,7 +103,7 @@ def test_a_run_can_be_drawn_from_checked_and_reported(trained, tmp_path, capsys)
 
 def test_a_run_is_exported_in_the_format_it_came_in(home, trained, tmp_path, capsys):
     code, out, _ = run(capsys, "export", str(trained), str(tmp_path / "tuned"))
-    assert code == 0 and out.strip().endswith("tuned: live weights of step 2")
+    assert code == 0 and out.strip().endswith(f"tuned: {trained}, after step 2")
     there = f"policy.llamagen.gpt={tmp_path / 'tuned'}"
     base, again, live = (
         dict(open_model(str(name), changes).policy.parameters())
@@ -180,6 +180,8 @@ MISTAKES = [
     (["evaluate", "{tiny}"], "the recipe has no suites; name one (choices: "),
     (["evaluate", "{tiny}", "--suite", "scense"], "no suite called 'scense'; did you mean 'scenes'?"),
     (["export", "{tiny}", "{home}"], "expected a new or an empty folder"),
+    (["train", "{tiny}", "optim.ema.decay=2"], "optim.ema: expected a decay from 0 to below 1 and every 1 or more"),
+    (["train", "{tiny}", "optim.ema={decay: 0.5, every: 0}"], "got decay 0.5 and every 0"),
     (["list", "rewrads"], "there is no list of 'rewrads'; did you mean 'rewards'?"),
     (["report", "{home}"], "burnish: "),
     (["config", "{home}/twice.yaml"], "found duplicate key steps"),

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 import burnish
 from burnish.advantages.leave_one_out import LeaveOneOut
-from burnish.cli.runs import open_model
 from burnish.core import Evaluation, Policy, Scorer, Suite
 from burnish.formulas.noise import Noise
 from burnish.objectives.ppo_clip import PPOClip
@@ -94,9 +93,13 @@ def test_a_run_that_kept_an_average_is_opened_with_it(recipe, tmp_path):
     average, live = (burnish.evaluate(done, overrides=how)["brightness"] for how in ([], ["optim.ema=null"]))
     assert average.metrics["bright"] == pytest.approx(told, abs=1e-6)
     assert abs(live.metrics["bright"] - told) > 1e-5
-    drawn, others = (open_model(str(done), how).sample(["thing 1"] * 64) for how in ([], ["optim.ema=null"]))
+    drawn, others = (burnish.load(done, how).sample(["thing 1"] * 64) for how in ([], ["optim.ema=null"]))
     assert not all(np.array_equal(a, b) for a, b in zip(drawn, others, strict=True))
-    burnish.load(done).export(tmp_path / "out")
+    assert burnish.load(done).weights == "after step 3, average of the weights"
+    burnish.load(done).export(str(tmp_path / "out"))
+    for taken in (tmp_path / "out", tmp_path / "out" / "gpt.safetensors"):
+        with pytest.raises(ValueError, match="expected a new or an empty folder"):
+            burnish.load(done).export(taken)
     written, kept = (
         load_file(path)
         for path in (tmp_path / "out" / "gpt.safetensors", done / "checkpoints" / "step-000003" / "weights.safetensors")

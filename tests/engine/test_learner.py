@@ -118,6 +118,19 @@ def test_samples_that_do_not_count_have_no_influence() -> None:
     assert all(torch.equal(before[key], value) for key, value in policy.state().items())
 
 
+def test_an_average_moves_in_a_step_in_which_no_sample_counts() -> None:
+    objective = PPOClip()
+    policy, learner, batch = setup(Optim(lr=0.1), objective)
+    policy.keep({"mean": Copy(0.5, every="step")})
+    learner.update(objective, batch, REWARD, 1)
+    before = policy.state()
+    learner.update(objective, replace(batch, keep=torch.zeros_like(batch.keep)), REWARD, 2)
+    for name, live in policy.parameters():
+        mean = before[f"copies/mean/{name}"]
+        assert not torch.equal(mean, live)
+        torch.testing.assert_close(policy.state()[f"copies/mean/{name}"], (mean + live.detach()) / 2)
+
+
 def test_each_pass_takes_every_sample_once_in_an_order_of_its_own() -> None:
     objective = Likelihood()
     _, learner, batch = setup(Optim(lr=1e-6, epochs=2, minibatches=3), objective)

@@ -216,6 +216,8 @@ def test_what_only_rounds_otherwise_may_change_on_the_way(tmp_path: Path) -> Non
         run(replace(whole, steps=4, optim=Optim(lr=0.03, minibatches=2)), tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match=r"started with objective\.ppo_clip\.kl: 0\.0, and cannot go on with 0\.1"):
         run(replace(whole, steps=4, objective=PPOClip(kl=0.1)), tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match=r"started with optim\.ema\.decay: None, and cannot go on with 0\.9"):
+        run(replace(whole, steps=4, optim=Optim(lr=0.03, micro=24, ema=Average(0.9))), tmp_path / "run", resume=True)
 
 
 def test_texts_of_the_next_step_are_read_while_rewards_are_at_work(

@@ -48,8 +48,8 @@ def test_a_decay_that_rises_is_a_function_of_the_step() -> None:
     late = Copy(0.999, rise=0.0075, flat=75)
     assert [late.decay_at(step) for step in (1, 75, 76, 1000)] == [0.0, 0.0, 0.0075, 0.999]
     assert Copy().decay_at(7) is None and Copy(0.9).decay_at(7) == 0.9
-    eager = Copy(0.9, eager=True)
-    assert [eager.decay_at(step) for step in (1, 8, 79, 80, 81, 1000)] == [2 / 11, 0.5, 80 / 89, 0.9, 0.9, 0.9]
+    warm = Copy(0.9, warmup=True)
+    assert [warm.decay_at(step) for step in (1, 8, 79, 80, 81, 1000)] == [2 / 11, 0.5, 80 / 89, 0.9, 0.9, 0.9]
 
 
 def test_an_average_with_an_interval_moves_in_its_steps() -> None:
@@ -63,7 +63,8 @@ def test_an_average_with_an_interval_moves_in_its_steps() -> None:
         copies.advance(step, "step")
         seen.append(copies.state()["copies/ema/x"].item())
     assert seen == [8, 8, 4, 4, 4, 2, 2]
-    assert Copies.named(copies.state()) == {"ema"}
+    parts = [Copies.part(copies.state(), name) for name in ("live", "ema", "reference")]
+    assert parts == [{"x": torch.tensor([0.0])}, {"x": torch.tensor([2.0])}, {}]
 
 
 def test_a_decay_of_one_freezes_a_copy_and_of_zero_copies(live: list) -> None:

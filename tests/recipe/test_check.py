@@ -225,6 +225,7 @@ ONE_UPDATE = {"optim": {"minibatches": 1}}
         ({"source": plan(law="conditional")}, "plan.law: 'conditional' is the same as 'sampled'"),
         ({"source": plan(top_k=1)}, "plan.top_k: 1 draws one and the same sample"),
         ({"optim": {"warmup": 40}}, "optim.warmup: the learning rate never arrives: 40 updates of"),
+        ({"optim": {"ema": {"decay": 0.9, "every": 21}}}, "optim.ema.every: the average never moves: 21 steps"),
         ({"evaluate_every": 5}, "evaluate_every: cannot act: there are no suites to run"),
         ({"optim": {"micro": 7}}, "optim.micro: 7 is more than the 6 samples of a minibatch"),
         ({"overlap": True}, "overlap: no reward can be at work while more is drawn: all 12 samples of a step are"),
@@ -265,6 +266,13 @@ def test_memory_by_hand(plain):
     assert found["copies"] == 1000 * 4  # the reference of the KL
     assert found["cache"] == 12 * 2 * 10 * 2 * 2 * 8 * 4  # samples, branches, tokens, layers, k and v, width, bytes
     assert found["activations"] == 6 * 2 * 10 * 2 * 22 * 8 * 4
+
+
+def test_an_average_is_a_copy(plain):
+    with_it = with_(plain, policy=f"{__name__}:Big", optim={"ema": {"decay": 0.9}})
+    assert memory(with_it, with_it.policy.footprint())["copies"] == 2 * 1000 * 4
+    clash = with_(plain, objective=f"{__name__}:WantsGradient", optim={"ema": {"decay": 0.9}})
+    assert "optim.ema: the objective keeps a copy of this name; null would work" in check(clash).faults
 
 
 def test_adapters_need_no_copy_for_a_reference(plain):

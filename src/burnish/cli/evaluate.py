@@ -29,8 +29,7 @@ def evaluate(
     if as_json:
         print(json.dumps({"run": run, "changes": asked, "step": model.step, "suites": metrics}, indent=1))
         return
-    when = "before training" if model.step is None else f"after step {model.step}"
-    print(f"{' '.join([run, *asked])}, {when}")
+    print(f"{' '.join([run, *asked])}, {model.weights}")
     for name, values in metrics.items():
         for metric, value in values.items():
             print(f"{name}  {metric:<28} {value:.4f}")

@@ -21,9 +21,6 @@ def export(
     """
     from burnish.cli.runs import open_model
 
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: expected a new or an empty folder")
     model = open_model(run, changes or [])
     model.export(folder)
-    what = "what it starts from" if model.step is None else f"{model.recipe.evaluated} weights of step {model.step}"
-    print(f"{folder}: {what}")
+    print(f"{folder}: {run}, {model.weights}")

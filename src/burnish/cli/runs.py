@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import count
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL.Image import Image, fromarray
 from torch import Tensor
 
-from burnish.core import Copy, Evaluation, Policy, Suite
+from burnish.core import Evaluation, Policy, Suite
 from burnish.engine import checkpoint
 from burnish.engine.evaluate import evaluate
 from burnish.engine.layouts.local import device_of, trained
@@ -79,8 +79,15 @@ class Model:
     """A policy with its weights, ready to draw."""
 
     recipe: Recipe
-    policy: Policy  # its live weights; `evaluated` brings the average that a run may have kept
+    policy: Policy  # its weights are those that suites looked at: the run's average of them, if it kept one
     step: int | None  # training step of its weights; None for those the recipe starts from
+
+    @property
+    def weights(self) -> str:
+        """Which weights these are, in words."""
+        if self.step is None:
+            return "before training"
+        return f"after step {self.step}" + ("" if self.recipe.evaluated == "live" else ", average of the weights")
 
     def sample(
         self, prompts: Sequence[str | Prompt], seed: int = 0, rows: int = 64, **plan: Any
@@ -97,8 +104,7 @@ class Model:
         for start in range(0, len(asked), rows):
             some = asked[start : start + rows]
             noise = Noise(seed, 0, tuple(range(start, start + len(some))), "sample")
-            with self.evaluated():
-                media.extend(self.policy.sample(some, drawn, noise).media)
+            media.extend(self.policy.sample(some, drawn, noise).media)
         if self.recipe.policy.videos:
             return [[_picture(frame) for frame in video] for video in media]
         return [_picture(picture) for picture in media]
@@ -106,18 +112,17 @@ class Model:
     def evaluate(self, suites: Mapping[str, Suite], seed: int, reward: bool) -> dict[str, Evaluation]:
         """Each suite in turn; with `reward`, what the recipe's reward says of the pictures too."""
         scorer = self.recipe.reward.load(device_of(self.recipe.device)) if reward else None
-        with self.evaluated():
-            return dict(evaluate(suites, self.policy, self.recipe.source.evaluation(), scorer, seed))
+        return dict(evaluate(suites, self.policy, self.recipe.source.evaluation(), scorer, seed))
 
-    def export(self, folder: Path) -> None:
-        """Write the weights that suites looked at into a folder, as the files that they came from (Policy.export)."""
-        with self.evaluated():
-            self.policy.export(folder)
+    def export(self, folder: str | PathLike[str]) -> None:
+        """Write the model into a new folder, in the format that it was read from; adapters are merged.
 
-    def evaluated(self) -> AbstractContextManager[None]:
-        """A block in which the policy has the weights that suites looked at: an average, if the run kept one."""
-        live = self.step is None or self.recipe.evaluated == "live"
-        return nullcontext() if live else self.policy.using(self.recipe.evaluated)
+        Raises ValueError for a folder with something in it.
+        """
+        place = Path(folder)
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise ValueError(f"{place}: expected a new or an empty folder")
+        self.policy.export(place)
 
     def _prompts(self, prompts: Sequence[str | Prompt]) -> list[Prompt]:
         if isinstance(prompts, (str, Prompt)):
@@ -168,10 +173,10 @@ def open_model(name: str, overrides: Sequence[str] = ()) -> Model:
     if newest is None:
         return Model(recipe, recipe.policy.load(device), None)
     policy, kept = trained(recipe, device), checkpoint.read(newest)
-    saved = Copies.named(kept.weights)  # whatever is to be different now; a reference may be an adapter switched off
-    off = recipe.copies().keys() & {"reference"} - saved
-    policy.keep({**dict.fromkeys(off, Copy()), **dict.fromkeys(saved, Copy(1.0))})
-    policy.restore(kept.weights)
+    weights = Copies.part(kept.weights, recipe.evaluated)
+    if not weights:
+        raise ValueError(f"{name}: this run kept no average of its weights; optim.ema=null opens those it has")
+    policy.restore(weights)
     return Model(recipe, policy, kept.step)
 
 

@@ -74,6 +74,7 @@ class Learner:
         batch = take(batch, batch.keep.nonzero().squeeze(1))
         mine = batch if mine is None else take(mine, mine.keep.nonzero().squeeze(1))
         if len(batch.rollout) == 0:
+            self._policy.advance(step, "step")
             return {"update/samples": 0.0}
         if isinstance(objective, Watches):
             objective.before(batch)

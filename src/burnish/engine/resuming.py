@@ -18,6 +18,8 @@ from burnish.recipe.read import as_yaml, data_of, leaves
 from burnish.recipe.recipe import Recipe
 from burnish.types import Prompt
 
+NOTHING = "nothing"  # is said of a setting that the other does not have
+
 # What may differ between a run and its resumption, by path: none of it changes what a step does, but for rounding;
 # `steps` does where the learning rate has a schedule, which is said.
 FREE = (
@@ -52,10 +54,19 @@ def refuse(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
         raise ValueError(f"{folder} holds a run already; resume it, or choose another folder")
     both = _complete(recipe.read_text(encoding="utf-8")), data_of(as_yaml(facts))
     earlier, now = ({path: repr(value) for path, value in leaves(one).items() if not _free(path)} for one in both)
-    for path in {**now, **earlier}:  # one that only one of them has belongs to another component
-        was, given = (one.get(path, "nothing") for one in (earlier, now))
-        if was != given:
-            raise ValueError(f"{folder} was started with {path}: {was}, and cannot go on with {given}; start a new run")
+    told = [(path, _told(earlier, path), _told(now, path)) for path in {**now, **earlier}]
+    unlike = [one for one in told if one[1] != one[2]]
+    if not unlike:
+        return
+    path, was, given = next((one for one in unlike if NOTHING not in one), unlike[0])
+    raise ValueError(f"{folder} was started with {path}: {was}, and cannot go on with {given}; start a new run")
+
+
+def _told(values: Mapping[str, str], path: str) -> str:
+    """What is said at `path`, or above it, where a whole block may be null: of another component nothing is."""
+    while path and path not in values:
+        path = path.rpartition(".")[0]
+    return values.get(path, NOTHING)
 
 
 def _free(path: str) -> bool:

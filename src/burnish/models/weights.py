@@ -142,9 +142,12 @@ class Copies:
                 tensor.copy_(shard_like(state[key], like=tensor))
 
     @staticmethod
-    def named(state: Mapping[str, Tensor]) -> set[str]:
-        """The copies that are in what `state` gave."""
-        return {key.split("/")[1] for key in state if key.startswith("copies/")}
+    def part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+        """Of what `state` gave the "live" weights, or a copy's, by parameter; nothing if that was not kept."""
+        if name == "live":
+            return {key: tensor for key, tensor in state.items() if not key.startswith("copies/")}
+        at = f"copies/{name}/"
+        return {key.removeprefix(at): tensor for key, tensor in state.items() if key.startswith(at)}
 
     def _switched_off(self, name: str, rule: Copy) -> bool:
         return self._off is not None and name == "reference" and rule.decay is None and not rule.renewed

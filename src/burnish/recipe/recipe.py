@@ -16,12 +16,13 @@ class Average:
 
     decay: float  # d
     every: int = 1  # training steps from one move to the next
-    eager: bool = True  # d is (1 + i) / (10 + i) at most in step i, as in Flow-GRPO and diffusers' EMAModel
+    warmup: bool = True  # d is (1 + i) / (10 + i) at most in step i; in Flow-GRPO and diffusers i counts updates
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1 or self.every < 1:
             raise ValueError(
-                f"optim.ema: expected a decay from 0 to below 1, every 1 step or more, not {self.decay:g}, {self.every}"
+                "optim.ema: expected a decay from 0 to below 1 and every 1 or more, "
+                f"got decay {self.decay:g} and every {self.every}"
             )
 
 
@@ -99,7 +100,7 @@ class Recipe:
         reference = {"reference": Copy()} if self.advantage.reads_reference else {}
         kept = {**reference, **self.objective.needs().copies}
         if (ema := self.optim.ema) is not None:
-            kept["ema"] = Copy(ema.decay, eager=ema.eager, every="step", interval=ema.every)
+            kept["ema"] = Copy(ema.decay, warmup=ema.warmup, every="step", interval=ema.every)
         return kept
 
     @property

@@ -111,6 +111,9 @@ def _titled(title: str, lede: str, content: str) -> str:
 
 def _before_after(run: Run, found: Headline | None) -> str:
     lede = "The same prompts and the same noise, drawn with the weights before training and with the last evaluated."
+    optim = run.settings.get("optim")
+    if isinstance(optim, Mapping) and optim.get("ema"):
+        lede += " These are an average of the trained weights (optim.ema); the curves below are of the trained."
     out = ""
     for n, (suite, passes) in enumerate(run.evaluations.items()):
         out += f"<h3>{esc(suite)}</h3>" if len(run.evaluations) > 1 else ""
