@@ -285,12 +285,12 @@ INTRODUCTION = """Made by `python benchmarks/scoreboard.py run --seeds 0 1 2` an
 samples of held-out prompts, before and after the same number of network evaluations ({:.1f} thousand or a step more;
 \\*, of videos, half as many again), with the 95 % paired interval over all seeds, clustered by prompt; then the gain
 when {:.0f} seconds of a core had been spent, between two passes in proportion. Seconds are of one core, timed for all
-recipes in one sitting (`pace`); ddpo and rl4med_ddpo are one recipe, and differ by the noise of that. Trained reward: the gain, on the same held-out prompts, of what the recipe
-optimises, which is the share of the truth that is met, or the score of its CLIP (alignprop, draft, refl, pref_grpo);
-diversity_reward is paid for the diversity of its sets above all, and has a fiftieth of the truth beside it.
-Diversity is that of two samples of a prompt; distance is E |v - v_0|^2 / E |v_0|^2 along the base's draws. Models of
-Stable Diffusion's and of Stable Diffusion 3's format begin from different success: compare within one kind. What
-differs from the papers is in [surprises.md](surprises.md)."""
+recipes in one sitting (`pace`); ddpo and rl4med_ddpo are one recipe, and differ by the noise of that. Trained reward:
+the gain, on the same held-out prompts, of what the recipe optimises, which is the share of the truth that is met, or
+the score of its CLIP (alignprop, draft, refl, pref_grpo); diversity_reward is paid for the diversity of its sets above
+all, and has a fiftieth of the truth beside it. Diversity is that of two samples of a prompt; distance is E |v - v_0|^2
+/ E |v_0|^2 along the base's draws. Models of Stable Diffusion's and of Stable Diffusion 3's format begin from different
+success: compare within one kind. What differs from the papers is in [surprises.md](surprises.md)."""
 
 
 def bits(text: str) -> np.ndarray:
