@@ -44,10 +44,10 @@ def memory(recipe: Recipe, size: Footprint) -> dict[str, int]:
     """Bytes of the largest things a run holds at once."""
     prompts, group = samples(recipe)
     b, plan = prompts * group, recipe.source.plan_at(1)
-    copies = set(recipe.copies())
+    copies = recipe.copies()
     adapters = size.trainable if size.trainable < size.parameters else 0
-    if adapters and not recipe.objective.needs().copies.get("reference", Copy()).renewed:
-        copies = copies - {"reference"}  # it is the network with the adapters switched off
+    if adapters and not copies.get("reference", Copy()).renewed:
+        copies = copies.keys() - {"reference"}  # it is the network with the adapters switched off
     rows = min(rows for rows in (_rows_at_once(recipe), b) if rows)
     micro = recipe.optim.micro or b // recipe.optim.minibatches
     kept = 2 if size.recompute else KEPT_A_LAYER
