@@ -71,13 +71,20 @@ def bright(images, prompts):
 
 @pytest.fixture(scope="module")
 def run(recipe, tmp_path_factory) -> Path:
-    return burnish.train(recipe, tmp_path_factory.mktemp("runs") / "bright", reward=bright)
+    """Of so many samples a step that it rises on every processor: with 64 it was 0.018 on one, above 0.02 on another."""
+    return burnish.train(
+        recipe,
+        tmp_path_factory.mktemp("runs") / "bright",
+        reward=bright,
+        overrides=["seed=1", "source.on_policy.per_step=5", "source.on_policy.plan.every_token.group=128"],
+        optim={"lr": 0.005},
+    )
 
 
 def test_a_callable_trains_a_model_and_the_weights_come_back(run):
     before = burnish.evaluate(run / "recipe.yaml")["brightness"]
     after = burnish.evaluate(run)["brightness"]
-    assert after.metrics["bright"] > before.metrics["bright"] + 0.01
+    assert after.metrics["bright"] > before.metrics["bright"] + 0.02
     assert torch.equal(after.values["reward"], after.values["bright"])
     other = burnish.evaluate(run / "recipe.yaml", overrides=["seed=5"])["brightness"]
     assert other.metrics["bright"] != before.metrics["bright"]
