@@ -71,7 +71,7 @@ def bright(images, prompts):
 
 @pytest.fixture(scope="module")
 def run(recipe, tmp_path_factory) -> Path:
-    """Of so many samples a step that it rises on every processor: with 64 it was 0.018 on one, above 0.02 on another."""
+    """Of so many samples a step that it rises on every processor: of 64 it was 0.018 on one, over 0.02 on another."""
     return burnish.train(
         recipe,
         tmp_path_factory.mktemp("runs") / "bright",
